@@ -1,0 +1,40 @@
+# The two commands that matter: `make serve` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: serve test check protos bench clean
+
+serve: $(VENV)/serve.stamp
+	@$(BIN)/venturi serve $(ARGS)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/gen_protos.py --check
+	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; \
+	else echo "buf lint left out: node is not installed"; fi
+
+protos: $(VENV)/dev.stamp
+	$(BIN)/python scripts/gen_protos.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Venturi needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: $(VENV)/bin/python constraints.txt pyproject.toml clients/python/pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e clients/python -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/serve.stamp
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e clients/python -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
