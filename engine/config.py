@@ -1,0 +1,48 @@
+"""The engine's configuration: one frozen dataclass for each part that owns it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """KV cache. ``blocks`` None sizes the pool from ``memory_bytes``."""
+
+    dtype: str = "int8"
+    block_size: int = 16
+    blocks: int | None = None
+    memory_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or (self.blocks is not None and self.blocks < 1):
+            raise ValueError("block_size and blocks must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Bounds of a step. ``token_budget`` counts the tokens of all its rows."""
+
+    max_sequences: int = 64
+    token_budget: int = 512
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_sequences <= self.token_budget:
+            raise ValueError("need 1 <= max_sequences <= token_budget")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelConfig:
+    """Which implementation computes. ``threads`` None uses all cores."""
+
+    backend: str = "torch"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that an engine needs besides requests."""
+
+    model_dir: Path
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)

@@ -1,0 +1,5 @@
+"""Checkpoint formats: how weights lie in a Hugging Face folder.
+
+A format is a frozen spec and two pure functions, ``pack`` and ``unpack``, that are each
+other's inverse. The reader defines the format; ``compress`` depends on it.
+"""

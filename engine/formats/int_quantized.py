@@ -1,0 +1,52 @@
+"""compressed-tensors' ``int-quantized`` with 8 bits and one scale for each output channel.
+
+Tensors of a linear layer: ``weight`` int8 [N, K], ``weight_scale`` [N, 1] in the model's
+dtype; weight = q * scale. Activations are quantised per token when the layer runs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FORMAT = "int-quantized"
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """``q_NK`` int8, ``scale_N`` floating point; the weight is ``q * scale``."""
+
+    q_NK: Tensor
+    scale_N: Tensor
+
+    def dequantize(self) -> Tensor:
+        """float32 [N, K]."""
+        return self.q_NK.float() * self.scale_N.float()[:, None]
+
+
+def pack(weight: Int8Weight) -> dict[str, Tensor]:
+    """The layer's tensors, by their names after the module's name."""
+    return {"weight": weight.q_NK.contiguous(), "weight_scale": weight.scale_N[:, None]}
+
+
+def unpack(tensors: dict[str, Tensor]) -> Int8Weight:
+    """Inverse of ``pack``. Raises ``ValueError`` on other dtypes or shapes."""
+    q_NK, scale = tensors["weight"], tensors["weight_scale"]
+    if q_NK.dtype != torch.int8 or q_NK.ndim != 2:
+        raise ValueError(f"weight must be int8 [N, K], not {q_NK.dtype} {list(q_NK.shape)}")
+    if not scale.is_floating_point() or scale.shape != (q_NK.shape[0], 1):
+        raise ValueError(f"weight_scale must be floating [N, 1], not {list(scale.shape)}")
+    return Int8Weight(q_NK, scale[:, 0])
+
+
+def config_group(targets: list[str]) -> dict[str, object]:
+    """This scheme as one of ``quantization_config``'s config_groups."""
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
+    activations = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True}
+    return {
+        "targets": targets,
+        "weights": {**weights, "strategy": "channel", "observer": "minmax"},
+        "input_activations": {**activations, "strategy": "token", "observer": None},
+        "output_activations": None,
+        "format": FORMAT,
+    }
