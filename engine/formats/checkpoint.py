@@ -96,12 +96,10 @@ def _weight_files(folder: Path) -> list[Path]:
         weight_map = read_json(folder / INDEX_NAME).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelLoadError(f"{folder / INDEX_NAME} has no weight_map")
-        files = [folder / str(name) for name in sorted(set(weight_map.values()))]
-        for file in files:
-            if file.resolve().parent != folder.resolve():
-                # A symlinked shard (a Hugging Face cache) is fine, a path elsewhere is not.
-                if Path(file.name) != file.relative_to(folder):
-                    raise ModelLoadError(f"{folder / INDEX_NAME} names a file outside the folder")
+        names = sorted({str(name) for name in weight_map.values()})
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ModelLoadError(f"{folder / INDEX_NAME} names a file outside it: {outside[0]}")
+        files = [folder / name for name in names]
         return files
     if (folder / SINGLE_NAME).exists():
         return [folder / SINGLE_NAME]
