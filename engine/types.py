@@ -52,7 +52,7 @@ class Request:
     arrival: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """A request on its way. Owned by the scheduler; blocks belong to the block manager.
 

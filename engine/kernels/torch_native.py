@@ -1,0 +1,41 @@
+"""Kernels from torch's own operators: run everywhere, need no compiler."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.reference import quantize_activations
+
+
+def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
+    """See ``reference.int8_linear``; the integer product is oneDNN's, and exact."""
+    q_MK, scale_M = quantize_activations(x_MK)
+    sums_MN = torch._int_mm(q_MK, q_NK.t())
+    return sums_MN.float().mul_(scale_M[:, None] * scale_N)
+
+
+def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """See ``reference.dense_linear``."""
+    return F.linear(x_MK, weight_NK)
+
+
+def rms_norm(x_MK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+    """See ``reference.rms_norm``."""
+    return F.rms_norm(x_MK, weight_K.shape, weight_K, eps)
+
+
+def attention(q_BLHD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, context_lens_B: Tensor) -> Tensor:
+    """Causal grouped-query attention, float32 [B, L, H, D].
+
+    The L queries of a sequence are its last positions; ``k`` and ``v`` are padded after
+    ``context_lens_B``. The heads of a group become rows of one product, which spares the
+    copies of keys that expanding them would cost.
+    """
+    B, L, H, D = q_BLHD.shape
+    J, S = k_BJSD.shape[1:3]
+    rows = q_BLHD.view(B, L, J, H // J, D).permute(0, 2, 3, 1, 4).reshape(B, J, H // J * L, D)
+    last_BL = context_lens_B[:, None] - L + torch.arange(L)
+    visible = torch.arange(S) <= last_BL[..., None]  # [B, L, S]
+    mask = visible[:, None].repeat(1, 1, H // J, 1)  # rows are group-major
+    out = F.scaled_dot_product_attention(rows, k_BJSD, v_BJSD, attn_mask=mask)
+    return out.view(B, J, H // J, L, D).permute(0, 3, 1, 2, 4).reshape(B, L, H, D)
