@@ -1,0 +1,1 @@
+"""Parts of a decoder. Layers hold weights and call kernels; they know no checkpoint."""

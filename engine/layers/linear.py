@@ -1,0 +1,117 @@
+"""Linear layers: what they store and what they compute, said separately.
+
+Shape letters: M rows, K in-features, N out-features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.formats.int_quantized import Int8Weight
+from engine.kernels import kernel
+
+# A weight as it lies in the checkpoint: floating point [N, K], or quantised.
+Weight = Tensor | Int8Weight
+
+
+class Linear(Protocol):
+    """x [M, K] -> float32 [M, N]."""
+
+    storage: str
+    execution: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        ...
+
+    def __call__(self, x_MK: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLinear:
+    """float32 weights."""
+
+    weight_NK: Tensor
+    kernel: Callable[[Tensor, Tensor], Tensor]
+    storage: str = "float32"
+    execution: str = "float32 x float32"
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return self.weight_NK.nbytes
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        return self.kernel(x_MK, self.weight_NK)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Linear:
+    """int8 weights with a scale for each out-feature; activations become int8 per row."""
+
+    q_NK: Tensor
+    scale_N: Tensor
+    kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+    storage: str = "int8"
+    execution: str = "int8 x int8"
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return self.q_NK.nbytes + self.scale_N.nbytes
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        return self.kernel(x_MK, self.q_NK, self.scale_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Linear layers with the same input whose schemes differ: run one by one."""
+
+    parts: tuple[Linear, ...]
+    storage: str = "mixed"
+    execution: str = "mixed"
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return sum(part.nbytes for part in self.parts)
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        return torch.cat([part(x_MK) for part in self.parts], dim=1)
+
+
+def make_linear(weight: Weight, backend: str) -> Linear:
+    """The layer that executes ``weight`` as its storage says."""
+    if isinstance(weight, Int8Weight):
+        scale_N = weight.scale_N.float()
+        return Int8Linear(weight.q_NK.contiguous(), scale_N, kernel("int8_linear", backend))
+    return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend))
+
+
+def make_fused(weights: Sequence[Weight], backend: str) -> Linear:
+    """One layer for several with the same input; their outputs follow each other."""
+    if all(isinstance(weight, Int8Weight) for weight in weights):
+        quantised = [weight for weight in weights if isinstance(weight, Int8Weight)]
+        q_NK = torch.cat([weight.q_NK for weight in quantised])
+        scale_N = torch.cat([weight.scale_N.float() for weight in quantised])
+        return make_linear(Int8Weight(q_NK, scale_N), backend)
+    if not any(isinstance(weight, Int8Weight) for weight in weights):
+        dense = [weight.float() for weight in weights if isinstance(weight, Tensor)]
+        return make_linear(torch.cat(dense), backend)
+    return Split(tuple(make_linear(weight, backend) for weight in weights))
+
+
+def quantize_int8(weight_NK: Tensor) -> Int8Weight:
+    """Round to nearest, symmetric per out-feature: for a head that is quantised at load.
+
+    Scale = absmax / 127.5 and the range [-128, 127], as compressed-tensors has it.
+    """
+    absmax_N = weight_NK.float().abs().amax(1)
+    scale_N = torch.where(absmax_N > 0, absmax_N / 127.5, 1.0)
+    q_NK = (weight_NK.float() / scale_N[:, None]).round_().clamp_(-128, 127)
+    return Int8Weight(q_NK.to(torch.int8), scale_N)
