@@ -6,9 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
-    """KV cache. ``blocks`` None sizes the pool from ``memory_bytes``."""
+    """KV cache. ``blocks`` None sizes the pool from ``memory_bytes``; ``auto`` asks the model."""
 
-    dtype: str = "int8"
+    dtype: str = "auto"
     block_size: int = 16
     blocks: int | None = None
     memory_bytes: int = 1 << 30

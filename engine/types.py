@@ -180,6 +180,7 @@ class ModelReport:
     head: str
     weight_bytes: int
     kernels: tuple[str, ...]
+    format: str
     layers: tuple[LayerReport, ...]
     kv_dtype: str
     kv_block_size: int

@@ -1,0 +1,101 @@
+"""The engine's heart: a step is schedule, run, commit. Knows token ids, no text, no gRPC."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from engine.block_manager import BlockManager
+from engine.config import EngineConfig, SchedulerConfig
+from engine.model_runner import ModelRunner
+from engine.loader import Progress
+from engine.scheduler import Scheduler
+from engine.types import (
+    EngineStats,
+    ModelReport,
+    Request,
+    ScheduledBatch,
+    StepOutput,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What computes a batch; ``ModelRunner``, or a fake with tokens known by hand."""
+
+    block_size: int
+    num_blocks: int
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model knows."""
+        ...
+
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        """The next token of each item that samples; negative: logits were not finite."""
+        ...
+
+    def report(self, max_sequence_tokens: int) -> ModelReport:
+        """What is in memory."""
+        ...
+
+
+class EngineCore:
+    """Not thread-safe: one thread submits, cancels and steps."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: SchedulerConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        blocks = BlockManager(runner.num_blocks, runner.block_size)
+        self._scheduler = Scheduler(config, blocks, runner.context_length)
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, progress: Progress = lambda item, items: None
+    ) -> "EngineCore":
+        """Loads the model. Raises ``ModelLoadError``."""
+        return cls(ModelRunner.from_config(config, progress), config.scheduler)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` would do something."""
+        return self._scheduler.has_work
+
+    def report(self) -> ModelReport:
+        """The model as found in memory."""
+        return self._runner.report(self._scheduler.max_sequence_tokens)
+
+    def stats(self) -> EngineStats:
+        """Live counts."""
+        return self._scheduler.stats()
+
+    def submit(self, request: Request) -> None:
+        """Accepts a request, which then ends with exactly one ``Finished``; or raises."""
+        self._scheduler.add(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request within a step. Unknown ids are ignored."""
+        self._scheduler.cancel(request_id)
+
+    def step(self) -> StepOutput:
+        """Schedules, runs and commits one batch. A failing batch ends its own requests only."""
+        batch, ended = self._scheduler.schedule(self._clock())
+        output = StepOutput()
+        if batch:
+            try:
+                tokens = self._runner.run(batch)
+            except Exception:
+                logger.exception("a step of %d sequences failed", len(batch.items))
+                message = "the engine could not compute a step"
+                output.finished.extend(self._scheduler.fail(batch, message, self._clock()))
+            else:
+                output = self._scheduler.commit(batch, tokens, self._clock())
+        if not self.has_work:
+            self._scheduler.check_invariants()
+        return StepOutput(output.tokens, ended + output.finished)

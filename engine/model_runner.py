@@ -1,0 +1,140 @@
+"""Owns the model and the KV tensors; runs a scheduled batch."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from engine import batch as batches
+from engine.config import CacheConfig, EngineConfig
+from engine.errors import ModelLoadError
+from engine.kv_cache import KV_CACHES, KvCache, KvShape
+from engine.layers.linear import Int8Linear, Linear, Split
+from engine.loader import LoadedModel, Progress, load
+from engine.sampler import sample
+from engine.self_test import check_linear
+from engine.types import ModelReport, ScheduledBatch
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRunner:
+    """A loaded model with its cache. ``run`` is the step's only arithmetic."""
+
+    def __init__(self, model: LoadedModel, cache: KvCache, block_size: int, blocks: int) -> None:
+        self._model = model
+        self._cache = cache
+        self.block_size = block_size
+        self.num_blocks = blocks
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, progress: Progress = lambda item, items: None
+    ) -> "ModelRunner":
+        """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
+        if config.kernels.threads is not None:
+            torch.set_num_threads(config.kernels.threads)
+        with torch.inference_mode():
+            model = load(config.model_dir, config.kernels.backend, progress)
+            for linear in model.linears:
+                check_linear(linear)
+            return cls(model, *_allocate(config, model))
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model knows."""
+        return self._model.decoder.spec.context_length
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        """The next token of each item that samples, 0 for the others."""
+        inputs = batches.build(batch, self.block_size)
+        logits_RV = self._model.decoder.forward(inputs, self._cache)
+        sampling = [item.sequence for item in batch.items if item.samples]
+        params = [sequence.request.sampling for sequence in sampling]
+        positions = [sequence.generated for sequence in sampling]
+        tokens = iter(sample(logits_RV, params, positions))
+        return [next(tokens) if item.samples else 0 for item in batch.items]
+
+    @torch.inference_mode()
+    def logits(self, batch: ScheduledBatch) -> torch.Tensor:
+        """float32 logits [T, V] of all of the batch's tokens, for scoring."""
+        inputs = batches.build(batch, self.block_size)
+        every = torch.arange(len(inputs.token_ids_T))
+        inputs = batches.ModelInputs(inputs.token_ids_T, inputs.context, every)
+        return self._model.decoder.forward(inputs, self._cache)
+
+    def report(self, max_sequence_tokens: int) -> ModelReport:
+        """What is in memory, read from the tensors."""
+        spec, head = self._model.decoder.spec, self._model.decoder.head
+        body = [linear for linear in _flat(self._model.linears) if linear is not head]
+        return ModelReport(
+            architecture=spec.architecture,
+            context_length=spec.context_length,
+            max_sequence_tokens=max_sequence_tokens,
+            vocabulary_size=spec.vocabulary_size,
+            parameters=self._model.parameters,
+            weights=_most_bytes(body),
+            activations="int8" if isinstance(_largest(body), Int8Linear) else "float32",
+            head=head.storage,
+            weight_bytes=sum(linear.nbytes for linear in self._model.linears),
+            kernels=tuple(sorted({_kernel_name(linear) for linear in [*body, head]})),
+            layers=self._model.layers,
+            kv_dtype=self._cache.dtype,
+            kv_block_size=self.block_size,
+            kv_blocks=self.num_blocks,
+            kv_bytes=self._cache.nbytes,
+            format=self._model.format,
+        )
+
+
+def _allocate(config: EngineConfig, model: LoadedModel) -> tuple[KvCache, int, int]:
+    spec, cache = model.decoder.spec, config.cache
+    dtype = model.runtime.kv_dtype if cache.dtype == "auto" else cache.dtype
+    if dtype not in KV_CACHES:
+        raise ModelLoadError(f"KV cache dtype {dtype!r} is unknown; known: {', '.join(KV_CACHES)}")
+    shape = KvShape(
+        layers=len(spec.names),
+        kv_heads=spec.layer.kv_heads,
+        head_dim=spec.layer.head_dim,
+        block_size=cache.block_size,
+    )
+    kind = KV_CACHES[dtype]
+    most = config.scheduler.max_sequences * -(-spec.context_length // cache.block_size)
+    blocks = _pool_blocks(cache, kind.block_bytes(shape), most)
+    try:
+        return kind(shape, blocks), cache.block_size, blocks
+    except RuntimeError as error:
+        raise ModelLoadError(
+            f"no memory for {blocks} KV blocks: lower kv-memory or kv-blocks"
+        ) from error
+
+
+def _pool_blocks(cache: CacheConfig, block_bytes: int, most: int) -> int:
+    if cache.blocks is not None:
+        return cache.blocks
+    blocks = min(cache.memory_bytes // block_bytes, most)
+    if blocks < 1:
+        raise ModelLoadError(f"kv-memory holds no block; one takes {block_bytes} bytes")
+    return blocks
+
+
+def _flat(linears: Iterable[Linear]) -> list[Linear]:
+    return [part for one in linears for part in (one.parts if isinstance(one, Split) else (one,))]
+
+
+def _largest(linears: list[Linear]) -> Linear:
+    sizes: dict[str, int] = {}
+    for linear in linears:
+        sizes[linear.storage] = sizes.get(linear.storage, 0) + linear.nbytes
+    storage = max(sizes, key=lambda name: sizes[name])
+    return next(linear for linear in linears if linear.storage == storage)
+
+
+def _most_bytes(linears: list[Linear]) -> str:
+    return _largest(linears).storage
+
+
+def _kernel_name(linear: Linear) -> str:
+    function = getattr(linear, "kernel", None)
+    return f"{linear.storage}={getattr(function, '__module__', '?').rsplit('.', 1)[-1]}"

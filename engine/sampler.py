@@ -1,0 +1,60 @@
+"""Logits -> token ids, vectorised over the batch.
+
+Sampling draws one uniform number for each token, keyed by (seed, position), and inverts the
+cumulative distribution: a request's tokens depend on its own logits and seed alone.
+"""
+
+import torch
+from torch import Tensor
+
+from engine.types import SamplingParams
+
+_MASK = (1 << 64) - 1
+NOT_FINITE = -1
+
+
+def sample(logits_RV: Tensor, params: list[SamplingParams], positions: list[int]) -> list[int]:
+    """The next token of each row; ``NOT_FINITE`` for a row with NaN or infinite logits.
+
+    ``positions[i]`` is the number of tokens that row i has generated before.
+    """
+    tokens_R = logits_RV.argmax(dim=1)
+    drawn = [i for i, p in enumerate(params) if p.temperature > 0]
+    if drawn:
+        chosen = [params[i] for i in drawn]
+        uniform = [uniform_number(params[i].seed, positions[i]) for i in drawn]
+        tokens_R[drawn] = _draw(logits_RV[drawn], chosen, uniform)
+    # One sum finds NaN and infinity in a row (finite logits cannot overflow float32 here).
+    finite_R = torch.isfinite(logits_RV.sum(dim=1))
+    return torch.where(finite_R, tokens_R, NOT_FINITE).tolist()
+
+
+def _draw(logits_RV: Tensor, params: list[SamplingParams], uniform: list[float]) -> Tensor:
+    temperature = torch.tensor([p.temperature for p in params])[:, None]
+    sorted_RV, order_RV = (logits_RV / temperature).sort(dim=1, descending=True, stable=True)
+    vocabulary = logits_RV.shape[1]
+    top_k = torch.tensor([p.top_k or vocabulary for p in params])[:, None]
+    sorted_RV = sorted_RV.masked_fill(torch.arange(vocabulary) >= top_k, -torch.inf)
+    probabilities = sorted_RV.softmax(dim=1, dtype=torch.float64)
+    cumulative = probabilities.cumsum(dim=1)
+    # top-p keeps the smallest set of tokens whose probabilities reach p.
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]
+    kept = cumulative - probabilities < top_p
+    total = (probabilities * kept).sum(dim=1, keepdim=True)
+    point = torch.tensor(uniform, dtype=torch.float64)[:, None] * total
+    rank = (cumulative <= point).sum(dim=1, keepdim=True)
+    rank = rank.minimum(kept.sum(dim=1, keepdim=True) - 1)
+    return order_RV.gather(1, rank)[:, 0]
+
+
+def uniform_number(seed: int, position: int) -> float:
+    """In [0, 1), from (seed, position) alone: two rounds of splitmix64 (Steele et al. 2014)."""
+    state = _splitmix64((_splitmix64(seed & _MASK) + position) & _MASK)
+    return (state >> 11) / float(1 << 53)
+
+
+def _splitmix64(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
