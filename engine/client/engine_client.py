@@ -1,0 +1,185 @@
+"""Keeps one engine alive and routes its events to the streams of the open requests."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from engine.client.stream import TokenStream
+from engine.client.transport import Transport
+from engine.errors import EngineUnavailable, ModelLoadError
+from engine.messages import (
+    Cancel,
+    Events,
+    FromEngine,
+    GetStats,
+    LoadFailed,
+    Loading,
+    Ready,
+    Stats,
+    Submit,
+)
+from engine.types import EngineStats, Finished, FinishReason, ModelReport, Request
+
+logger = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 30.0
+# An engine that served this long has earned a quick restart.
+_STABLE_S = 60.0
+
+
+class EngineState(Enum):
+    """Life of the engine behind a client."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class EngineClient:
+    """Lives in one event loop. ``on_change`` is called after each change of ``state``."""
+
+    def __init__(self, make_transport: Callable[[], Transport]) -> None:
+        self._make_transport = make_transport
+        self._transport: Transport | None = None
+        self._streams: dict[str, TokenStream] = {}
+        self._waiting_stats: list[asyncio.Future[EngineStats]] = []
+        self._ready: asyncio.Future[ModelReport] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._ready_since = 0.0
+        self.state = EngineState.STARTING
+        self.restarts = 0
+        self.report: ModelReport | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_loading: Callable[[Loading], None] = lambda loading: None
+
+    def __repr__(self) -> str:
+        return f"<EngineClient {self.state.value} open {len(self._streams)}>"
+
+    @property
+    def transport(self) -> Transport | None:
+        """The present incarnation."""
+        return self._transport
+
+    async def start(self) -> ModelReport:
+        """Starts the engine and waits until it is ready. Raises ``ModelLoadError``."""
+        self._ready = asyncio.get_running_loop().create_future()
+        self._transport = self._make_transport()
+        await self._transport.start(self._on_message, self._on_exit)
+        return await self._ready
+
+    async def stop(self) -> None:
+        """Ends the engine and every request that is still open."""
+        self._set_state(EngineState.STOPPED)
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.stop()
+        self._end_all("the engine was stopped")
+
+    def submit(self, request: Request) -> TokenStream:
+        """Hands a request to the engine. Raises ``EngineUnavailable``."""
+        if self.state is not EngineState.READY or self._transport is None:
+            raise EngineUnavailable(f"the engine is {self.state.value}", self._backoff_s)
+        stream = self._streams[request.id] = TokenStream()
+        self._transport.send(Submit(request))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Asks the engine to end a request; its terminal event still comes."""
+        if self._transport is not None and request_id in self._streams:
+            self._transport.send(Cancel(request_id))
+
+    async def stats(self) -> EngineStats:
+        """The core's live counts. Raises ``EngineUnavailable``."""
+        if self.state is not EngineState.READY or self._transport is None:
+            raise EngineUnavailable(f"the engine is {self.state.value}", self._backoff_s)
+        future: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
+        self._waiting_stats.append(future)
+        self._transport.send(GetStats())
+        return await future
+
+    def _set_state(self, state: EngineState) -> None:
+        if self.state is not state:
+            self.state = state
+            self.on_change()
+
+    def _on_message(self, message: FromEngine) -> None:
+        match message:
+            case Events(output=output):
+                for event in output.tokens:
+                    if (stream := self._streams.get(event.id)) is not None:
+                        stream.put_token(event.token)
+                for finished in output.finished:
+                    if (stream := self._streams.pop(finished.id, None)) is not None:
+                        stream.put_finished(finished)
+            case Stats(stats=stats):
+                if self._waiting_stats and not (future := self._waiting_stats.pop(0)).done():
+                    future.set_result(stats)
+            case Loading():
+                self.on_loading(message)
+            case Ready(report=report):
+                self._on_ready(report)
+            case LoadFailed(message=text):
+                self._fail(ModelLoadError(text))
+
+    def _on_ready(self, report: ModelReport) -> None:
+        self.report = report
+        self._ready_since = time.monotonic()
+        self._set_state(EngineState.READY)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(report)
+
+    def _fail(self, error: Exception) -> None:
+        self._set_state(EngineState.FAILED)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+        else:
+            logger.error("the engine cannot be restarted: %s", error)
+
+    def _on_exit(self, how: str) -> None:
+        if self.state in (EngineState.STOPPED, EngineState.FAILED):
+            return
+        if self.state is EngineState.STARTING:
+            self._fail(ModelLoadError(f"{how} while it loaded the model"))
+            return
+        if time.monotonic() - self._ready_since > _STABLE_S:
+            self._backoff_s = _FIRST_BACKOFF_S
+        self._set_state(EngineState.RESTARTING)
+        logger.warning("%s; restart in %.1f s", how, self._backoff_s)
+        self._end_all(how)
+        self._restart = asyncio.create_task(self._restart_later())
+
+    async def _restart_later(self) -> None:
+        old, self._transport = self._transport, None
+        if old is not None:
+            await old.stop()
+        await asyncio.sleep(self._backoff_s)
+        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+        self.restarts += 1
+        self._transport = self._make_transport()
+        await self._transport.start(self._on_message, self._on_exit)
+
+    def _end_all(self, message: str) -> None:
+        streams, self._streams = self._streams, {}
+        for request_id, stream in streams.items():
+            stream.put_finished(
+                Finished(
+                    id=request_id,
+                    reason=FinishReason.ERROR,
+                    scheduled_at=None,
+                    first_token_at=None,
+                    finished_at=time.monotonic(),
+                    message=message,
+                )
+            )
+        waiting, self._waiting_stats = self._waiting_stats, []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(EngineUnavailable(message))
