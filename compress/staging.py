@@ -1,0 +1,100 @@
+"""Publishes a folder in one step: written beside its place, fsynced, renamed.
+
+A temporary folder is locked (flock on the folder) by the process that writes it. One that
+is not locked was left by a dead process, and the next run beside it removes it.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compress.errors import CompressError
+from compress.sources import MANIFEST_NAME
+
+_SUFFIX = ".venturi-tmp"
+
+
+@contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A locked temporary folder beside ``out``; removed at the end unless it was published."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out.parent)
+    folder, lock = _create(out)
+    try:
+        yield folder
+    finally:
+        # Published, the name is gone already.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises ``CompressError`` where ``out`` holds something that is not an artefact."""
+    if out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST_NAME).is_file()):
+        return
+    if out.exists() or out.is_symlink():
+        raise CompressError(
+            f"{out} exists and is not a Venturi artefact: name another folder with --out"
+        )
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Makes ``folder`` durable and puts it in the place of ``out``."""
+    for path in [*folder.iterdir(), folder]:
+        _fsync(path)
+    if (out / MANIFEST_NAME).exists():
+        # A name that the next run sweeps away, should this one die in between.
+        old = _temporary_name(out)
+        out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(out)
+    _fsync(out.parent)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes temporary folders in ``parent`` whose process is gone."""
+    for path in parent.glob(f".*{_SUFFIX}"):
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
+
+
+def _create(out: Path) -> tuple[Path, int]:
+    while True:
+        folder = _temporary_name(out)
+        folder.mkdir()
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except FileNotFoundError:
+            continue
+        # Another process may have swept it between mkdir and flock.
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _temporary_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{secrets.token_hex(4)}{_SUFFIX}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
