@@ -1,0 +1,40 @@
+"""What generation_config.json says about requests that leave things open."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.client.tokenizer import read_optional_json
+from engine.errors import ModelLoadError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """Sampling defaults hold only where the model asks for sampling (``do_sample``).
+
+    ``chat_stop`` ends a chat's answer where the request names no stop strings.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    chat_stop: tuple[str, ...] = ()
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "GenerationDefaults":
+        """Reads generation_config.json, and config.json for the end token."""
+        found = read_optional_json(folder / "generation_config.json")
+        config = read_optional_json(folder / "config.json")
+        sampling = found if found.get("do_sample") else {}
+        eos = found.get("eos_token_id", config.get("eos_token_id"))
+        stop = found.get("stop_strings") or ()
+        try:
+            return cls(
+                temperature=float(sampling.get("temperature", 1.0 if sampling else 0.0)),
+                top_p=float(sampling.get("top_p", 1.0)),
+                top_k=int(sampling.get("top_k", 50 if sampling else 0)),
+                eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,) * (eos is not None),
+                chat_stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            )
+        except (TypeError, ValueError) as error:
+            raise ModelLoadError(f"{folder / 'generation_config.json'}: {error}") from error

@@ -1,0 +1,36 @@
+"""What a caller asks of the front end, before it is checked against the served model."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """Messages for the model's template; each has ``role`` and ``content``."""
+
+    messages: list[dict[str, str]]
+    add_generation_prompt: bool = True
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """None means: as the model's generation_config says, else the engine's default.
+
+    ``deadline`` is a time of ``time.monotonic``; ``max_duration`` counts from arrival, in
+    seconds.
+    """
+
+    id: str
+    prompt: str | list[int] | Chat
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_duration: float | None = None
+    stop: tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    deadline: float | None = None

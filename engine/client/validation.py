@@ -1,0 +1,98 @@
+"""Checks a request against the served model and fills in what it leaves open."""
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from engine.client.defaults import GenerationDefaults
+from engine.client.requests import GenerationRequest
+from engine.errors import InvalidRequest
+from engine.types import ModelReport, SamplingParams, StoppingParams
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_STOP_IDS = 128
+MAX_SEED = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of the served model."""
+
+    vocabulary_size: int
+    max_sequence_tokens: int
+
+    @classmethod
+    def of(cls, report: ModelReport) -> "Limits":
+        """From what the engine found in memory."""
+        return cls(report.vocabulary_size, report.max_sequence_tokens)
+
+
+def check(request: GenerationRequest, limits: Limits) -> None:
+    """Raises ``InvalidRequest`` for everything that can be told before tokenising."""
+    _within("sampling.temperature", request.temperature, 0.0, 100.0)
+    _within("sampling.top_p", request.top_p, 0.0, 1.0)
+    if request.top_p == 0:
+        raise InvalidRequest("sampling.top_p", "must be above 0")
+    _within("sampling.top_k", request.top_k, 0, limits.vocabulary_size)
+    _within("sampling.seed", request.seed, 0, MAX_SEED)
+    _within("stopping.max_tokens", request.max_tokens, 1, limits.max_sequence_tokens)
+    _within("stopping.max_duration", request.max_duration, 1e-3, 86400.0)
+    stops = request.stop or ()
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest("stopping.stop", f"at most {MAX_STOPS} stop strings")
+    if any(not 1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
+        raise InvalidRequest("stopping.stop", f"each must have 1 to {MAX_STOP_CHARACTERS} characters")
+    if len(request.stop_token_ids) > MAX_STOP_IDS:
+        raise InvalidRequest("stopping.stop_token_ids", f"at most {MAX_STOP_IDS} ids")
+    _check_ids("stopping.stop_token_ids", request.stop_token_ids, limits)
+    if isinstance(request.prompt, list):
+        _check_ids("token_ids", request.prompt, limits)
+
+
+def _within(field: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not (math.isfinite(value) and low <= value <= high):
+        raise InvalidRequest(field, f"must be from {low} to {high}, not {value}")
+
+
+def _check_ids(field: str, ids: list[int] | tuple[int, ...], limits: Limits) -> None:
+    if any(not 0 <= token < limits.vocabulary_size for token in ids):
+        raise InvalidRequest(field, f"ids must be from 0 to {limits.vocabulary_size - 1}")
+
+
+def sampling_params(request: GenerationRequest, defaults: GenerationDefaults) -> SamplingParams:
+    """A request without a seed gets a random one."""
+    return SamplingParams(
+        temperature=defaults.temperature if request.temperature is None else request.temperature,
+        top_p=defaults.top_p if request.top_p is None else request.top_p,
+        top_k=defaults.top_k if request.top_k is None else request.top_k,
+        seed=secrets.randbits(64) if request.seed is None else request.seed,
+    )
+
+
+def stopping_params(
+    request: GenerationRequest,
+    defaults: GenerationDefaults,
+    limits: Limits,
+    prompt_tokens: int,
+    arrival: float,
+) -> StoppingParams:
+    """Raises ``InvalidRequest`` where prompt and max_tokens do not fit the context."""
+    room = limits.max_sequence_tokens - prompt_tokens
+    if prompt_tokens < 1:
+        raise InvalidRequest("input", "the prompt is empty")
+    if room < (request.max_tokens or 1):
+        wanted = f" and {request.max_tokens} new ones" if request.max_tokens else ""
+        raise InvalidRequest(
+            "stopping.max_tokens" if request.max_tokens else "input",
+            f"{prompt_tokens} prompt tokens{wanted} do not fit into "
+            f"{limits.max_sequence_tokens} tokens",
+        )
+    limit = request.max_duration
+    return StoppingParams(
+        max_tokens=request.max_tokens or room,
+        stop_token_ids=request.stop_token_ids,
+        eos_token_ids=() if request.ignore_eos else defaults.eos_token_ids,
+        time_limit=None if limit is None else arrival + limit,
+        deadline=request.deadline,
+    )
