@@ -4,16 +4,20 @@ Exit codes: 0 done, 2 something the user can mend (one line ``venturi: ...`` say
 130 interrupted.
 """
 
+import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from compress.cache import Built, compress_cached, default_cache_dir
-from compress.errors import CompressError
+from compress.errors import CompressError, writing
 from compress.memory import rss_anon_bytes
-from compress.progress import Progress, make_progress
+from compress.progress import PlainProgress, Progress, make_progress
 from compress.recipe import resolve
 from engine.errors import ModelLoadError
 
@@ -48,8 +52,64 @@ def compress_command(
     The artefact's path is the last line on stdout.
     """
     progress = make_progress(mode)
-    try:
+    with _exit_codes(progress):
         progress.done(_compress(model, recipe, out, cache_dir, progress))
+
+
+@click.command("evaluate")
+@click.argument("artefact", type=click.Path(path_type=Path))
+@click.option(
+    "--against", "original", required=True, type=click.Path(path_type=Path), help="The original."
+)
+@click.option(
+    "--data", multiple=True, type=click.Path(path_type=Path), help="Text file; may be repeated."
+)
+@click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
+@click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
+@click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures there.")
+def evaluate_command(
+    artefact: Path,
+    original: Path,
+    data: tuple[Path, ...],
+    documents: int | None,
+    window: int,
+    kv_dtype: str,
+    json_file: Path | None,
+) -> None:
+    """Compare the folder ARTEFACT with its original on text.
+
+    Documents in a data file are separated by NUL; a file without NUL is cut into windows.
+    """
+    with _exit_codes(PlainProgress()):
+        if not data:
+            raise CompressError("there is no text to evaluate on: name a file with --data")
+        from rich.console import Console
+        from rich.progress import track
+
+        from compress.evaluate import evaluate
+        from compress.evaluation_table import make_table
+
+        screen = Console(stderr=True)
+        result = evaluate(
+            artefact,
+            original,
+            data,
+            window=window,
+            documents=documents,
+            kv_dtype=kv_dtype,
+            watch=lambda windows: track(windows, "scoring", console=screen, transient=True),
+        )
+        Console().print(make_table(result))
+        if json_file is not None:
+            with writing(json_file, "name another file with --json"):
+                json_file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _exit_codes(progress: Progress) -> Iterator[None]:
+    try:
+        yield
     except (CompressError, ModelLoadError) as error:
         progress.error(" ".join(str(error).split()))
         sys.exit(USER_ERROR)

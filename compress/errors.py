@@ -9,8 +9,8 @@ _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the limit on file sizes is reached",
-    errno.EACCES: "the folder is not writable",
-    errno.EPERM: "the folder is not writable",
+    errno.EACCES: "it is not writable",
+    errno.EPERM: "it is not writable",
     errno.EROFS: "the file system is read-only",
 }
 
@@ -20,11 +20,11 @@ class CompressError(Exception):
 
 
 @contextmanager
-def writing(folder: Path, remedy: str) -> Iterator[None]:
-    """Turns a failed write below ``folder`` into a ``CompressError`` that ends in ``remedy``.
+def writing(target: Path, remedy: str) -> Iterator[None]:
+    """Turns a failed write at or below ``target`` into a ``CompressError`` that ends in ``remedy``.
 
     Args:
-        folder: what the message names.
+        target: what the message names.
         remedy: what the user can do, such as ``name another folder with --out``.
     """
     try:
@@ -32,4 +32,4 @@ def writing(folder: Path, remedy: str) -> Iterator[None]:
     except OSError as error:
         number = error.errno or 0
         reason = _REASONS.get(number, error.strerror or type(error).__name__)
-        raise CompressError(f"cannot write to {folder}: {reason}: {remedy}") from error
+        raise CompressError(f"cannot write to {target}: {reason}: {remedy}") from error

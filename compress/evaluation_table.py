@@ -1,0 +1,45 @@
+"""An evaluation for people: a small table."""
+
+from rich.table import Table
+
+from compress.evaluate import Evaluation
+from compress.statistics import Interval
+
+
+def make_table(result: Evaluation) -> Table:
+    """One row for each figure, original and artefact side by side."""
+    table = Table(title=f"{result.documents} documents, {result.quality.tokens} tokens")
+    table.add_column("")
+    table.add_column("original", justify="right")
+    table.add_column("artefact", justify="right")
+    table.add_column("difference (95 %)", justify="right")
+    original, artefact, quality = result.original, result.artefact, result.quality
+    table.add_row("weights", original.weights, artefact.weights, "")
+    table.add_row("head", original.head, artefact.head, "")
+    table.add_row("KV cache", original.kv_dtype, artefact.kv_dtype, "")
+    table.add_row(
+        "weights in memory, MB",
+        f"{original.weight_bytes / 1e6:.1f}",
+        f"{artefact.weight_bytes / 1e6:.1f}",
+        f"x {artefact.weight_bytes / original.weight_bytes:.2f}",
+    )
+    table.add_row(
+        "perplexity",
+        f"{quality.original_perplexity:.4f}",
+        f"{quality.artefact_perplexity:.4f}",
+        "x " + _interval(quality.perplexity_ratio, 4),
+    )
+    table.add_row("KL, nats per token", "", "", _interval(quality.kl, 5))
+    table.add_row("top-1 flips, %", "", "", _interval(quality.flips, 2, factor=100))
+    table.add_row(
+        "scoring, tokens/s",
+        f"{original.tokens_per_second:.0f}",
+        f"{artefact.tokens_per_second:.0f}",
+        f"x {artefact.tokens_per_second / original.tokens_per_second:.2f}",
+    )
+    return table
+
+
+def _interval(interval: Interval, digits: int, factor: float = 1) -> str:
+    value, low, high = (factor * x for x in (interval.value, interval.low, interval.high))
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
