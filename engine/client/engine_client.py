@@ -96,6 +96,11 @@ class EngineClient:
         if self._transport is not None and request_id in self._streams:
             self._transport.send(Cancel(request_id))
 
+    def cancel_all(self) -> None:
+        """Asks the engine to end every open request."""
+        for request_id in list(self._streams):
+            self.cancel(request_id)
+
     async def stats(self) -> EngineStats:
         """The core's live counts. Raises ``EngineUnavailable``."""
         if self.state is not EngineState.READY or self._transport is None:

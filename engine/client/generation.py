@@ -14,9 +14,9 @@ from engine.client.detokenizer import IncrementalDetokenizer
 from engine.client.engine_client import EngineClient
 from engine.client.requests import Chat, GenerationRequest
 from engine.client.stop_strings import StopMatcher
-from engine.client.stream import TokenStream
+from engine.client.stream import Coalescing, TokenStream
 from engine.client.tokenizer import Tokenizer
-from engine.client.validation import Limits, check, sampling_params, stopping_params
+from engine.client.validation import Limits, check, check_ids, sampling_params, stopping_params
 from engine.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -101,6 +101,13 @@ class Generator:
         """Token ids, and the text that they stand for (the rendered chat)."""
         return await asyncio.to_thread(self._tokenize, prompt, add_special)
 
+    async def detokenize(self, ids: list[int], *, skip_special: bool = True) -> str:
+        """Text of ``ids``. Raises ``InvalidRequest`` for ids that the model does not have."""
+        check_ids("token_ids", ids, self.limits)
+        return await asyncio.to_thread(
+            self.tokenizer.decode, ids, skip_special_tokens=skip_special
+        )
+
     def _tokenize(self, prompt: str | Chat, add_special: bool) -> tuple[list[int], str]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=add_special), prompt
@@ -125,7 +132,7 @@ class Generator:
         if stops is None:
             stops = self.defaults.chat_stop if isinstance(prompt, Chat) else ()
         stream = self.engine.submit(core_request)
-        return Generation(self, core_request, stream, tokenized, stops, request.include_stop)
+        return Generation(self, core_request, stream, tokenized, request, stops)
 
 
 class Generation:
@@ -137,17 +144,19 @@ class Generation:
         request: Request,
         stream: TokenStream,
         tokenized: float,
+        options: GenerationRequest,
         stops: tuple[str, ...],
-        include_stop: bool,
     ) -> None:
         self._generator = generator
         self._request = request
         self._stream = stream
         self._tokenized = tokenized
-        self._include_stop = include_stop
-        decode = functools.partial(generator.tokenizer.decode, skip_special_tokens=not include_stop)
+        self._coalescing = options.coalescing
+        self._include_stop = options.include_stop
+        skip = not options.include_stop  # an included stop token may be a special one
+        decode = functools.partial(generator.tokenizer.decode, skip_special_tokens=skip)
         self._detokenizer = IncrementalDetokenizer(decode)
-        self._matcher = StopMatcher(stops, include_stop)
+        self._matcher = StopMatcher(stops, options.include_stop)
         self._matched: str | None = None
         self._count = 0
         self._closed = False
@@ -169,7 +178,7 @@ class Generation:
         generated, so it is safe to try again) or ``GenerationFailed``."""
         finished: Finished | None = None
         while finished is None:
-            piece = await self._stream.next()
+            piece = await self._stream.next(self._coalescing)
             text, tokens = self._take(piece.tokens)
             finished = piece.finished
             if self._matched is not None:
@@ -201,17 +210,19 @@ class Generation:
     async def _cancelled(self) -> Finished:
         """Ends the engine's part after a stop string; once it is back its blocks are free."""
         self._generator.engine.cancel(self._request.id)
-        while (finished := (await self._stream.next()).finished) is None:
+        while (finished := (await self._stream.next(self._coalescing)).finished) is None:
             pass
         return finished
 
     def _raise_for(self, finished: Finished) -> None:
         if finished.reason is FinishReason.DEADLINE:
             raise DeadlineExceeded("the deadline passed")
-        if finished.reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+        if finished.reason is FinishReason.CANCELLED:
+            raise EngineUnavailable("the server ended the request")
+        if finished.reason is FinishReason.ERROR:
             if self._count == 0:
-                raise EngineUnavailable(finished.message or "the request was ended")
-            raise GenerationFailed(finished.message or "the request was ended")
+                raise EngineUnavailable(finished.message)
+            raise GenerationFailed(finished.message)
 
     def _end(self, finished: Finished) -> End:
         return End(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.client.stream import Coalescing
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
@@ -34,3 +36,4 @@ class GenerationRequest:
     include_stop: bool = False
     ignore_eos: bool = False
     deadline: float | None = None
+    coalescing: Coalescing = field(default_factory=Coalescing)

@@ -6,21 +6,30 @@ from dataclasses import dataclass
 from engine.types import Finished
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coalescing:
+    """How many tokens may go out together, and how long the first of them may wait (s)."""
+
+    max_tokens: int = 16
+    max_delay: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Tokens since the last slice, and the terminal event once it has come."""
+    """The next tokens, and the terminal event once all tokens before it are out."""
 
     tokens: list[int]
     finished: Finished | None
 
 
 class TokenStream:
-    """Bounded by the request's own max_tokens; a slow reader gets larger slices."""
+    """Bounded by the request's own max_tokens: a slow reader finds more at once."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._finished: Finished | None = None
         self._arrived = asyncio.Event()
+        self._started = False
 
     def put_token(self, token: int) -> None:
         """Adds a token."""
@@ -32,9 +41,23 @@ class TokenStream:
         self._finished = self._finished or finished
         self._arrived.set()
 
-    async def next(self) -> Slice:
-        """Waits for at least one event and returns all there are."""
+    async def next(self, coalescing: Coalescing) -> Slice:
+        """Waits for at least one event. The very first token never waits for others."""
         await self._arrived.wait()
-        self._arrived.clear()
-        tokens, self._tokens = self._tokens, []
-        return Slice(tokens, self._finished)
+        if self._started and coalescing.max_delay > 0:
+            await self._gather(coalescing)
+        self._started = True
+        tokens = self._tokens[: coalescing.max_tokens]
+        self._tokens = self._tokens[coalescing.max_tokens :]
+        if not self._tokens and self._finished is None:
+            self._arrived.clear()
+        return Slice(tokens, None if self._tokens else self._finished)
+
+    async def _gather(self, coalescing: Coalescing) -> None:
+        try:
+            async with asyncio.timeout(coalescing.max_delay):
+                while len(self._tokens) < coalescing.max_tokens and self._finished is None:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            pass

@@ -45,9 +45,9 @@ def check(request: GenerationRequest, limits: Limits) -> None:
         raise InvalidRequest("stopping.stop", f"each must have 1 to {MAX_STOP_CHARACTERS} characters")
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidRequest("stopping.stop_token_ids", f"at most {MAX_STOP_IDS} ids")
-    _check_ids("stopping.stop_token_ids", request.stop_token_ids, limits)
+    check_ids("stopping.stop_token_ids", request.stop_token_ids, limits)
     if isinstance(request.prompt, list):
-        _check_ids("token_ids", request.prompt, limits)
+        check_ids("token_ids", request.prompt, limits)
 
 
 def _within(field: str, value: float | None, low: float, high: float) -> None:
@@ -55,7 +55,8 @@ def _within(field: str, value: float | None, low: float, high: float) -> None:
         raise InvalidRequest(field, f"must be from {low} to {high}, not {value}")
 
 
-def _check_ids(field: str, ids: list[int] | tuple[int, ...], limits: Limits) -> None:
+def check_ids(field: str, ids: list[int] | tuple[int, ...], limits: Limits) -> None:
+    """Raises ``InvalidRequest`` for ids outside of the vocabulary."""
     if any(not 0 <= token < limits.vocabulary_size for token in ids):
         raise InvalidRequest(field, f"ids must be from 0 to {limits.vocabulary_size - 1}")
 

@@ -1,0 +1,175 @@
+"""The composition root: builds the service, leads it up, and takes it down in order."""
+
+import asyncio
+import logging
+import signal
+import time
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from engine.errors import ModelLoadError
+from server import __version__
+from server.admin import AdminServicer
+from server.compressor import CompressionFailed
+from server.config import ServerConfig
+from server.console import StartupDisplay, ready_lines, say
+from server.door import Door
+from server.inference import InferenceServicer
+from server.models import ModelServicer
+from server.serving import Progress, Serving
+from server.startup import start_up
+from server.telemetry import Telemetry
+from venturi.v1 import admin_pb2, inference_pb2, model_pb2
+from venturi.v1 import admin_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_SERVICES = tuple(
+    module.DESCRIPTOR.services_by_name[name].full_name
+    for module, name in (
+        (inference_pb2, "InferenceService"),
+        (model_pb2, "ModelService"),
+        (admin_pb2, "AdminService"),
+    )
+)
+# Health names that follow readiness; "liveness" says SERVING as long as the process answers.
+_READINESS = ("", *_SERVICES[:2])
+_LIVENESS = ("liveness", _SERVICES[2])
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+_STOP_GRACE_S = 0.25
+
+
+class StartFailed(Exception):
+    """One line that names the cause and the remedy."""
+
+
+class Service:
+    """A running server. ``start``, then ``lead_up``, then ``wait``, then ``stop``."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.serving = Serving(config.served_name, config.variant)
+        self.serving.on_ready_change = self._ready_changed
+        self.port = 0
+        self._telemetry = Telemetry.from_environment({"service.version": __version__})
+        self._health = health_aio.HealthServicer()
+        self._health_tasks: set[asyncio.Task[None]] = set()
+        self._server = grpc.aio.server(interceptors=[Door(self._telemetry)], options=_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(self.serving), self._server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.serving), self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(self.serving, self.drain), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if config.serves_reflection:
+            names = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Opens the port, NOT_SERVING. Raises ``StartFailed``."""
+        for name in _READINESS:
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        for name in _LIVENESS:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        address = f"{self.config.host}:{self.config.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            self.port = 0
+        if self.port == 0:
+            raise StartFailed(f"cannot listen on {address}: is it in use? choose another --port")
+        await self._server.start()
+
+    async def lead_up(self) -> None:
+        """Compresses and loads; ready when it returns. Raises ``StartFailed``."""
+        try:
+            await start_up(self.config, self.serving, self._telemetry)
+        except (CompressionFailed, ModelLoadError, OSError) as error:
+            self.serving.report(Progress(phase=admin_pb2.PHASE_FAILED, detail=str(error)))
+            raise StartFailed(str(error)) from error
+
+    async def drain(self, timeout: float | None = None) -> tuple[int, int]:
+        """Refuses new requests and waits for the running ones: (completed, ended by force)."""
+        return await self.serving.drain(
+            self.config.drain_timeout if timeout is None else timeout
+        )
+
+    async def stop(self) -> None:
+        """Ends everything that is left. Idempotent."""
+        if self.serving.engine is not None:
+            await self.serving.engine.stop()
+        # Health.Watch streams never end by themselves and would use up a longer grace.
+        await self._server.stop(_STOP_GRACE_S)
+        await asyncio.to_thread(self._telemetry.shutdown)
+
+    def _ready_changed(self, ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING
+        if not ready:
+            status = health_pb2.HealthCheckResponse.NOT_SERVING
+        task = asyncio.ensure_future(self._set_health(status))
+        self._health_tasks.add(task)
+        task.add_done_callback(self._health_tasks.discard)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in _READINESS:
+            await self._health.set(name, status)
+
+
+async def serve(config: ServerConfig) -> int:
+    """Runs the service until SIGTERM or SIGINT; a second signal ends it at once."""
+    begin = time.monotonic()
+    stop, force = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (force if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    service = Service(config)
+    await service.start()
+    try:
+        with StartupDisplay() as display:
+            service.serving.on_progress = display.show
+            if not await _first(service.lead_up(), stop):
+                return 0
+        service.serving.on_progress = _log_progress
+        say(ready_lines(config, service.serving, service.port, time.monotonic() - begin))
+        await stop.wait()
+        say(f"draining {service.serving.open_requests} requests; again to end at once")
+        await _first(service.drain(), force)
+        return 0
+    finally:
+        await service.stop()
+
+
+async def _first(work: Any, event: asyncio.Event) -> bool:
+    """Runs ``work`` to its end, unless ``event`` comes first: then cancels it, False."""
+    task, other = asyncio.ensure_future(work), asyncio.ensure_future(event.wait())
+    await asyncio.wait((task, other), return_when=asyncio.FIRST_COMPLETED)
+    other.cancel()
+    if task.done():
+        await task
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
+
+
+def _log_progress(progress: Progress) -> None:
+    logger.info("phase %s %s", admin_pb2.Phase.Name(progress.phase), progress.detail)

@@ -1,0 +1,49 @@
+"""`venturi serve`: flags -> configuration -> service."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from server.app import StartFailed, serve as run_service
+from server.config import ConfigError, load_config
+from server.console import say
+
+
+@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--recipe", metavar="PRESET|FILE", help="w8a8 (default), a YAML file, or none.")
+@click.option("--name", help="Name to serve the model under; default: the folder's name.")
+@click.option("--host", help="Default 127.0.0.1.")
+@click.option("--port", type=int, help="Default 50051; 0 takes a free one.")
+@click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), help="KV cache.")
+@click.option("--kv-memory", metavar="SIZE", help="Memory of the KV cache; default 256MiB.")
+@click.option("--kv-blocks", type=int, help="Blocks of the KV cache, in place of --kv-memory.")
+@click.option("--max-requests", type=int, help="Open requests; more are refused. Default 256.")
+@click.option("--max-sequences", type=int, help="Sequences in a step. Default 64.")
+@click.option("--token-budget", type=int, help="Tokens in a step. Default 512.")
+@click.option("--threads", type=int, help="Threads of the engine; default: all cores.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
+@click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
+@click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of these.")
+def serve(file: Path | None, **flags: Any) -> None:
+    """Compress MODEL (a Hugging Face folder; the embedded one by default) and serve it.
+
+    Each option is also an environment variable: --kv-dtype is VENTURI_KV_DTYPE.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        config = load_config(given, file)
+        logging.basicConfig(
+            level=config.log_level.upper(), format="venturi: %(levelname)s %(name)s: %(message)s"
+        )
+        code = uvloop.run(run_service(config))
+    except (ConfigError, StartFailed) as error:
+        say(str(error))
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,113 @@
+"""The server's configuration: flags > environment (VENTURI_*) > file > defaults."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
+NO_RECIPE = "none"
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+class ConfigError(Exception):
+    """One line that names the setting and the remedy."""
+
+
+def parse_size(value: Any) -> Any:
+    """Bytes from 1073741824, "1GiB" or "500M"."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError("give a size such as 500M or 1GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+class ServerConfig(BaseSettings):
+    """Everything that ``venturi serve`` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="VENTURI_", extra="forbid", frozen=True)
+
+    model: Path = EMBEDDED_MODEL
+    name: str = ""
+    recipe: str = "w8a8"
+    cache_dir: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(50051, ge=0, le=65535)
+    kv_dtype: Literal["auto", "int8", "fp32"] = "auto"
+    kv_memory: Size = Field(256 << 20, ge=1 << 16)
+    kv_blocks: int | None = Field(None, ge=1)
+    max_requests: int = Field(256, ge=1)
+    max_sequences: int = Field(64, ge=1)
+    token_budget: int = Field(512, ge=1)
+    threads: int | None = Field(None, ge=1)
+    reflection: bool | None = None
+    drain_timeout: float = Field(30.0, ge=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def served_name(self) -> str:
+        """Name under which clients ask for the model."""
+        return self.name or self.model.resolve().name
+
+    @property
+    def variant(self) -> str:
+        """Name of what the recipe makes of it."""
+        return "original" if self.recipe == NO_RECIPE else Path(self.recipe).stem
+
+    @property
+    def serves_reflection(self) -> bool:
+        """On for the embedded model unless switched off."""
+        return self.model == EMBEDDED_MODEL if self.reflection is None else self.reflection
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, file."""
+        file = YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, file
+
+
+def load_config(flags: dict[str, Any], file: Path | None) -> ServerConfig:
+    """The resolved configuration. Raises ``ConfigError``."""
+    if file is not None and not file.is_file():
+        raise ConfigError(f"{file} is not a file: name a YAML file with --config")
+
+    class WithFile(ServerConfig):
+        model_config = SettingsConfigDict(yaml_file=file)
+
+    try:
+        return WithFile(**flags)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, file)) from error
+    except Exception as error:  # the YAML reader raises its own kinds
+        raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _one_line(error: ValidationError, file: Path | None) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, ServerConfig.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{file}: unknown setting {name!r}{hint}"
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} (VENTURI_{name.upper()}): {first['msg']}, not {first.get('input')!r}"
