@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheConfig:
@@ -48,13 +46,3 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
-
-
-def encode_config(config: EngineConfig) -> str:
-    """As JSON, for another process."""
-    return msgspec.json.encode(config, enc_hook=str).decode()
-
-
-def decode_config(text: str) -> EngineConfig:
-    """Inverse of ``encode_config``."""
-    return msgspec.json.decode(text, type=EngineConfig, dec_hook=lambda kind, value: kind(value))

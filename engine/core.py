@@ -7,8 +7,8 @@ from typing import Protocol
 
 from engine.block_manager import BlockManager
 from engine.config import EngineConfig, SchedulerConfig
-from engine.model_runner import ModelRunner
 from engine.loader import Progress
+from engine.model_runner import ModelRunner
 from engine.scheduler import Scheduler
 from engine.types import (
     EngineStats,

@@ -10,7 +10,7 @@ import sys
 
 import zmq
 
-from engine.config import EngineConfig, decode_config
+from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ModelLoadError
 from engine.loop import run_loop
@@ -21,6 +21,7 @@ from engine.messages import (
     Ready,
     Shutdown,
     ToEngine,
+    decode_config,
     decode_to_engine,
     encode,
 )
@@ -52,9 +53,7 @@ def main(address: str, parent: int, config: EngineConfig) -> int:
 
     try:
         name = config.model_dir.name
-        core = EngineCore.from_config(
-            config, lambda item, items: send(Loading(item, items, name))
-        )
+        core = EngineCore.from_config(config, lambda item, items: send(Loading(item, items, name)))
     except ModelLoadError as error:
         send(LoadFailed(str(error)))
         return 2

@@ -1,6 +1,5 @@
 """Builds a decoder from a Hugging Face folder, dense or compressed, layer by layer."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,14 +150,3 @@ class _Loader:
                 bytes=linear.nbytes,
             )
         )
-
-
-def eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """End-of-sequence ids of generation_config.json, else of config.json."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if path.exists():
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            if value is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
-    return ()

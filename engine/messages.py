@@ -5,6 +5,7 @@ Never pickle: a message is data of the types named here, or it is refused.
 
 import msgspec
 
+from engine.config import EngineConfig
 from engine.types import EngineStats, ModelReport, Request, StepOutput
 
 
@@ -75,9 +76,21 @@ def encode(message: ToEngine | FromEngine) -> bytes:
 
 def decode_to_engine(data: bytes) -> ToEngine:
     """Inverse of ``encode`` in the engine. Raises ``msgspec.ValidationError``."""
-    return _to_engine.decode(data)
+    message: ToEngine = _to_engine.decode(data)
+    return message
 
 
 def decode_from_engine(data: bytes) -> FromEngine:
     """Inverse of ``encode`` in the front end. Raises ``msgspec.ValidationError``."""
-    return _from_engine.decode(data)
+    message: FromEngine = _from_engine.decode(data)
+    return message
+
+
+def encode_config(config: EngineConfig) -> str:
+    """As JSON, for another process."""
+    return msgspec.json.encode(config, enc_hook=str).decode()
+
+
+def decode_config(text: str) -> EngineConfig:
+    """Inverse of ``encode_config``."""
+    return msgspec.json.decode(text, type=EngineConfig, dec_hook=lambda kind, value: kind(value))

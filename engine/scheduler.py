@@ -148,9 +148,7 @@ class Scheduler:
         items.append(ScheduledSequence(sequence, length))
         return length
 
-    def _make_room(
-        self, sequence: Sequence, tokens: int, items: list[ScheduledSequence]
-    ) -> bool:
+    def _make_room(self, sequence: Sequence, tokens: int, items: list[ScheduledSequence]) -> bool:
         """Grows the table, preempting younger sequences; False if itself had to give way."""
         scheduled = {item.sequence.id for item in items}
         while not self._blocks.can_grow(sequence.block_table, tokens):
@@ -190,9 +188,7 @@ class Scheduler:
     def _append(self, sequence: Sequence, token: int, now: float, output: StepOutput) -> None:
         if token < 0:
             message = "the model's logits are not finite"
-            output.finished.append(
-                self._finish(sequence, FinishReason.ERROR, now, message=message)
-            )
+            output.finished.append(self._finish(sequence, FinishReason.ERROR, now, message=message))
             return
         sequence.tokens.append(token)
         sequence.first_token_at = sequence.first_token_at or now

@@ -10,6 +10,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from venturi.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 from engine.errors import ModelLoadError
 from server import __version__
@@ -23,8 +31,6 @@ from server.models import ModelServicer
 from server.serving import Progress, Serving
 from server.startup import start_up
 from server.telemetry import Telemetry
-from venturi.v1 import admin_pb2, inference_pb2, model_pb2
-from venturi.v1 import admin_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +111,7 @@ class Service:
 
     async def drain(self, timeout: float | None = None) -> tuple[int, int]:
         """Refuses new requests and waits for the running ones: (completed, ended by force)."""
-        return await self.serving.drain(
-            self.config.drain_timeout if timeout is None else timeout
-        )
+        return await self.serving.drain(self.config.drain_timeout if timeout is None else timeout)
 
     async def stop(self) -> None:
         """Ends everything that is left. Idempotent."""
@@ -118,16 +122,14 @@ class Service:
         await asyncio.to_thread(self._telemetry.shutdown)
 
     def _ready_changed(self, ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING
-        if not ready:
-            status = health_pb2.HealthCheckResponse.NOT_SERVING
-        task = asyncio.ensure_future(self._set_health(status))
+        task = asyncio.ensure_future(self._set_health(ready))
         self._health_tasks.add(task)
         task.add_done_callback(self._health_tasks.discard)
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_health(self, ready: bool) -> None:
+        Response = health_pb2.HealthCheckResponse
         for name in _READINESS:
-            await self._health.set(name, status)
+            await self._health.set(name, Response.SERVING if ready else Response.NOT_SERVING)
 
 
 async def serve(config: ServerConfig) -> int:

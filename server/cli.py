@@ -1,6 +1,7 @@
 """`venturi serve`: flags -> configuration -> service."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import click
 import uvloop
 
-from server.app import StartFailed, serve as run_service
+from server.app import StartFailed
+from server.app import serve as run_service
 from server.config import ConfigError, load_config
 from server.console import say
 
@@ -36,6 +38,8 @@ def serve(file: Path | None, **flags: Any) -> None:
 
     Each option is also an environment variable: --kv-dtype is VENTURI_KV_DTYPE.
     """
+    # The service starts child processes; none of them uses gRPC after the fork.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         config = load_config(given, file)

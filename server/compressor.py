@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.serving import Progress
 from venturi.v1 import admin_pb2 as pb
+
+from server.serving import Progress
 
 
 class CompressionFailed(Exception):
@@ -74,7 +75,9 @@ async def _follow(
                 raise CompressionFailed(event["message"])
             case "done":
                 ends = [begin for _, begin in phases[1:]] + [time.time_ns()]
-                spans = [(name, begin, end) for (name, begin), end in zip(phases, ends, strict=True)]
+                spans = [
+                    (name, begin, end) for (name, begin), end in zip(phases, ends, strict=True)
+                ]
                 return Compression(Path(event["artefact"]), event["cached"], spans)
     return None
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from venturi.v1 import admin_pb2 as pb
 
 from server.config import ServerConfig
 from server.serving import Progress, Serving
-from venturi.v1 import admin_pb2 as pb
 
 _EXAMPLE = "User: I would like to find a restaurant in San Jose."
 _TITLES = {
@@ -64,11 +64,11 @@ class StartupDisplay:
             self._line(progress)
 
     def _line(self, progress: Progress) -> None:
-        """A line for each phase, and one for each tenth of a counted one."""
-        tenth = str(10 * progress.item // progress.items) if progress.items else progress.detail
-        if self._shown == (progress.phase, tenth) or progress.phase == pb.PHASE_READY:
+        """A line for each phase, and one for each quarter of a counted one."""
+        part = str(4 * progress.item // progress.items) if progress.items else progress.detail
+        if self._shown == (progress.phase, part) or progress.phase == pb.PHASE_READY:
             return
-        self._shown = (progress.phase, tenth)
+        self._shown = (progress.phase, part)
         count = f" {progress.item}/{progress.items}" if progress.items else ""
         detail = f" {progress.detail}" if progress.detail else ""
         say(f"{_TITLES[progress.phase]}{count}{detail}")

@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 from google.protobuf import duration_pb2
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1 import model_pb2
 
 from engine.client.generation import Delta, End, Generation
 from engine.client.requests import Chat, GenerationRequest
@@ -11,8 +13,6 @@ from engine.client.stream import Coalescing
 from engine.errors import InvalidRequest
 from engine.types import FinishReason, ModelReport
 from server.unserved import refuse_unserved
-from venturi.v1 import inference_pb2 as pb
-from venturi.v1 import model_pb2
 
 AnyGenerateRequest = pb.GenerateRequest | pb.GenerateStreamRequest
 
@@ -214,4 +214,4 @@ def _seconds(message: Any, field: str) -> float | None:
     if not message.HasField(field):
         return None
     value = getattr(message, field)
-    return float(value.seconds) + value.nanos / 1e9
+    return float(value.seconds + value.nanos / 1e9)

@@ -52,10 +52,10 @@ class Door(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See grpc.aio."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method.lstrip("/")
@@ -98,7 +98,7 @@ class Door(grpc.aio.ServerInterceptor):
     def _open(
         self, method: str, request_id: str, context: grpc.aio.ServicerContext[Any, Any]
     ) -> Call:
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         span = self._telemetry.server_span(method, metadata, request_id)
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining

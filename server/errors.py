@@ -1,6 +1,5 @@
 """The one place where an exception becomes a status: a table, and its google.rpc details."""
 
-import asyncio
 from collections.abc import Callable
 
 import grpc
@@ -66,14 +65,15 @@ _SILENT = (GenerationFailed,)
 
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """The status of any exception. What is not in the table is INTERNAL and says nothing."""
-    if isinstance(error, asyncio.TimeoutError):
-        error = DeadlineExceeded("the deadline passed")
-    code, make_details = TABLE.get(type(error), (Code.INTERNAL, _none))  # type: ignore[call-overload]
-    message = f"internal error, request {request_id}"
-    if type(error) in TABLE and not isinstance(error, _SILENT):
-        message = _with_field(error)
+    code, message = Code.INTERNAL, f"internal error, request {request_id}"
+    specific: list[Message] = []
+    if isinstance(error, EngineError) and type(error) in TABLE:
+        code, make_details = TABLE[type(error)]
+        specific = make_details(error)
+        if not isinstance(error, _SILENT):
+            message = _with_field(error)
     packed = [_pack(details.ErrorInfo(reason=code.name, domain=DOMAIN))]
-    packed += [_pack(detail) for detail in make_details(error)]
+    packed += [_pack(detail) for detail in specific]
     packed.append(_pack(details.RequestInfo(request_id=request_id)))
     return status_pb2.Status(code=code.value[0], message=message, details=packed)
 
@@ -88,7 +88,7 @@ def retry_after_ms(status: status_pb2.Status) -> int | None:
     info = details.RetryInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return info.retry_delay.ToMilliseconds()
+            return int(info.retry_delay.ToMilliseconds())
     return None
 
 

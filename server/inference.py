@@ -3,14 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1 import inference_pb2_grpc
+
 from engine.client.generation import Delta, Generation
 from engine.client.requests import GenerationRequest
 from engine.errors import NotServed
 from server import convert
 from server.door import Call
 from server.serving import Serving
-from venturi.v1 import inference_pb2 as pb
-from venturi.v1 import inference_pb2_grpc
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -93,9 +94,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             if delta.end is not None:
                 call.span.phases(delta.end)
                 variant = self._serving.variant
-                call.span.set(
-                    convert.end_attributes(delta.end, generation.prompt_tokens, variant)
-                )
+                call.span.set(convert.end_attributes(delta.end, generation.prompt_tokens, variant))
             yield delta
 
     def _prompt_info(self, generation: Generation, call: Call) -> pb.PromptInfo:

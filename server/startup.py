@@ -3,6 +3,9 @@
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from venturi.v1 import admin_pb2 as pb
 
 from engine.client.defaults import GenerationDefaults
 from engine.client.engine_client import EngineClient
@@ -16,7 +19,9 @@ from server.config import NO_RECIPE, ServerConfig
 from server.provenance import Provenance
 from server.serving import Progress, Serving
 from server.telemetry import Telemetry
-from venturi.v1 import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,9 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
         defaults = GenerationDefaults.from_folder(folder)
         serving.provenance = Provenance.from_folder(folder)
         serving.report(Progress(phase=pb.PHASE_LOADING))
-        serving.engine = engine = EngineClient(lambda: ProcessTransport(engine_config(config, folder)))
+        serving.engine = engine = EngineClient(
+            lambda: ProcessTransport(engine_config(config, folder))
+        )
         engine.on_loading = lambda message: serving.report(_loading(message))
         await engine.start()
         telemetry.child(root, "load", loading, time.time_ns())
@@ -62,7 +69,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
 
 
 async def _artefact(
-    config: ServerConfig, serving: Serving, telemetry: Telemetry, root: object
+    config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
     if config.recipe == NO_RECIPE:
         return config.model

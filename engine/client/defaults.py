@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.client.tokenizer import read_optional_json
 from engine.errors import ModelLoadError
@@ -26,15 +27,20 @@ class GenerationDefaults:
         found = read_optional_json(folder / "generation_config.json")
         config = read_optional_json(folder / "config.json")
         sampling = found if found.get("do_sample") else {}
-        eos = found.get("eos_token_id", config.get("eos_token_id"))
         stop = found.get("stop_strings") or ()
         try:
             return cls(
                 temperature=float(sampling.get("temperature", 1.0 if sampling else 0.0)),
                 top_p=float(sampling.get("top_p", 1.0)),
                 top_k=int(sampling.get("top_k", 50 if sampling else 0)),
-                eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,) * (eos is not None),
+                eos_token_ids=_ids(found.get("eos_token_id", config.get("eos_token_id"))),
                 chat_stop=(stop,) if isinstance(stop, str) else tuple(stop),
             )
         except (TypeError, ValueError) as error:
             raise ModelLoadError(f"{folder / 'generation_config.json'}: {error}") from error
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(int(i) for i in value) if isinstance(value, list) else (int(value),)

@@ -14,7 +14,7 @@ from engine.client.detokenizer import IncrementalDetokenizer
 from engine.client.engine_client import EngineClient
 from engine.client.requests import Chat, GenerationRequest
 from engine.client.stop_strings import StopMatcher
-from engine.client.stream import Coalescing, TokenStream
+from engine.client.stream import TokenStream
 from engine.client.tokenizer import Tokenizer
 from engine.client.validation import Limits, check, check_ids, sampling_params, stopping_params
 from engine.errors import (
@@ -97,16 +97,16 @@ class Generator:
         """Gives a place back; called by ``Generation.close``."""
         self._open -= 1
 
-    async def tokenize(self, prompt: str | Chat, *, add_special: bool = True) -> tuple[list[int], str]:
+    async def tokenize(
+        self, prompt: str | Chat, *, add_special: bool = True
+    ) -> tuple[list[int], str]:
         """Token ids, and the text that they stand for (the rendered chat)."""
         return await asyncio.to_thread(self._tokenize, prompt, add_special)
 
     async def detokenize(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``. Raises ``InvalidRequest`` for ids that the model does not have."""
         check_ids("token_ids", ids, self.limits)
-        return await asyncio.to_thread(
-            self.tokenizer.decode, ids, skip_special_tokens=skip_special
-        )
+        return await asyncio.to_thread(self.tokenizer.decode, ids, skip_special_tokens=skip_special)
 
     def _tokenize(self, prompt: str | Chat, add_special: bool) -> tuple[list[int], str]:
         if isinstance(prompt, str):

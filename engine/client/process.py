@@ -10,8 +10,15 @@ from collections.abc import Callable
 import zmq
 import zmq.asyncio
 
-from engine.config import EngineConfig, encode_config
-from engine.messages import FromEngine, Shutdown, ToEngine, decode_from_engine, encode
+from engine.config import EngineConfig
+from engine.messages import (
+    FromEngine,
+    Shutdown,
+    ToEngine,
+    decode_from_engine,
+    encode,
+    encode_config,
+)
 
 _STOP_TIMEOUT_S = 5.0
 
@@ -86,4 +93,3 @@ class ProcessTransport:
         code = await process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         on_exit(f"the engine process {how}")
-

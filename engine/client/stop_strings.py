@@ -15,13 +15,19 @@ class StopMatcher:
         Of several matches the one that ends first counts, and of those the longest.
         """
         self._held += text
-        found = [(at + len(stop), -len(stop), stop) for stop in self._stops
-                 if (at := self._held.find(stop)) >= 0]
+        found = [
+            (at + len(stop), -len(stop), stop)
+            for stop in self._stops
+            if (at := self._held.find(stop)) >= 0
+        ]
         if found:
             end, _, stop = min(found)
             return self._held[: end if self._include else end - len(stop)], stop
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        safe, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep:]
+        safe, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return safe, None
 
     def flush(self) -> str:

@@ -12,8 +12,14 @@ import tokenizers
 from engine.client.chat_template import ChatTemplate
 from engine.errors import InvalidRequest, ModelLoadError
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_FILES += ("special_tokens_map.json", "generation_config.json", "config.json")
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+)
 
 
 @dataclass(frozen=True, slots=True)

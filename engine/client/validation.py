@@ -42,7 +42,9 @@ def check(request: GenerationRequest, limits: Limits) -> None:
     if len(stops) > MAX_STOPS:
         raise InvalidRequest("stopping.stop", f"at most {MAX_STOPS} stop strings")
     if any(not 1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
-        raise InvalidRequest("stopping.stop", f"each must have 1 to {MAX_STOP_CHARACTERS} characters")
+        raise InvalidRequest(
+            "stopping.stop", f"each must have 1 to {MAX_STOP_CHARACTERS} characters"
+        )
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidRequest("stopping.stop_token_ids", f"at most {MAX_STOP_IDS} ids")
     check_ids("stopping.stop_token_ids", request.stop_token_ids, limits)

@@ -65,7 +65,8 @@ class Checkpoint:
         """A copy of the tensor, so that the file's pages can be dropped."""
         info = self.info(name)
         with safe_open(info.file, framework="pt", device="cpu") as file:
-            return file.get_tensor(name).clone()
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor.clone()
 
     def shaped(self, name: str, *shape: int) -> torch.Tensor:
         """As ``tensor``; raises ``ModelLoadError`` unless it has this shape."""
@@ -99,8 +100,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in weight_map.values()})
         if outside := [name for name in names if Path(name).name != name]:
             raise ModelLoadError(f"{folder / INDEX_NAME} names a file outside it: {outside[0]}")
-        files = [folder / name for name in names]
-        return files
+        return [folder / name for name in names]
     if (folder / SINGLE_NAME).exists():
         return [folder / SINGLE_NAME]
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.gguf")):

@@ -20,15 +20,24 @@ Weight = Tensor | Int8Weight
 class Linear(Protocol):
     """x [M, K] -> float32 [M, N]."""
 
-    storage: str
-    execution: str
+    @property
+    def storage(self) -> str:
+        """What is in memory."""
+        ...
+
+    @property
+    def execution(self) -> str:
+        """What the kernel multiplies."""
+        ...
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
         ...
 
-    def __call__(self, x_MK: Tensor) -> Tensor: ...
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """Runs the layer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,7 @@ class DenseLinear:
         return self.weight_NK.nbytes
 
     def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
         return self.kernel(x_MK, self.weight_NK)
 
 
@@ -65,6 +75,7 @@ class Int8Linear:
         return self.q_NK.nbytes + self.scale_N.nbytes
 
     def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
         return self.kernel(x_MK, self.q_NK, self.scale_N)
 
 
@@ -82,6 +93,7 @@ class Split:
         return sum(part.nbytes for part in self.parts)
 
     def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
         return torch.cat([part(x_MK) for part in self.parts], dim=1)
 
 

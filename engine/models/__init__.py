@@ -1,5 +1,6 @@
 """Model families: architecture name in config.json -> the module that maps it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from engine.errors import ModelLoadError
 from engine.models import llama
 from engine.models.spec import ModelSpec
 
-FAMILIES = {"LlamaForCausalLM": llama}
+FAMILIES: dict[str, Callable[[dict[str, Any]], ModelSpec]] = {"LlamaForCausalLM": llama.spec}
 
 
 def model_spec(folder: Path, config: dict[str, Any]) -> ModelSpec:
@@ -20,7 +21,7 @@ def model_spec(folder: Path, config: dict[str, Any]) -> ModelSpec:
             f"supported: {', '.join(FAMILIES)}"
         )
     try:
-        return family.spec(config)
+        return family(config)
     except KeyError as error:
         raise ModelLoadError(f"{folder / 'config.json'} lacks {error}") from error
     except (TypeError, ValueError) as error:
