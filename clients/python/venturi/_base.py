@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -53,6 +54,7 @@ class BaseClient:
         self._channel: Any = None
         self._stubs: Stubs | None = None
         self._closed = False
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target}{' closed' if self._closed else ''}>"
@@ -60,16 +62,18 @@ class BaseClient:
     def _connected(self) -> Stubs:
         if self._closed:
             raise RuntimeError("The client is closed.")
-        if self._stubs is None:
-            self._channel = (
-                self._transport.insecure_channel(self.target, self._options)
-                if self._credentials is None
-                else self._transport.secure_channel(self.target, self._credentials, self._options)
-            )
-            self._stubs = open_stubs(self._channel)
-        return self._stubs
+        with self._lock:
+            if self._stubs is None:
+                self._channel = self._dial()
+                self._stubs = open_stubs(self._channel)
+            return self._stubs
 
-    def _send(self, call: Call[T]) -> Any:  # noqa: ANN401
+    def _dial(self) -> Any:
+        if self._credentials is None:
+            return self._transport.insecure_channel(self.target, self._options)
+        return self._transport.secure_channel(self.target, self._credentials, self._options)
+
+    def _send(self, call: Call[T]) -> Any:
         """Starts a call. What comes back is gRPC's, and awaitable where the channel is aio."""
         headers = {**_trace_headers(), **self._metadata, **call.metadata}
         return attrgetter(call.method)(self._connected())(

@@ -1,6 +1,7 @@
 """The command ``chat``: a conversation in the terminal."""
 
 import sys
+from contextlib import suppress
 from typing import Unpack
 
 import click
@@ -29,6 +30,8 @@ def chat(
         if not served.has_chat_template:
             raise click.ClickException(f"{served.name} has no chat template; use: venturi generate")
         click.echo(f"{served.name}@{served.variant} (/reset, /exit)", err=True)
+        with suppress(ImportError):  # makes input() edit lines and remember them
+            import readline  # noqa: F401
         while (line := _read()) is not None:
             if line == "/reset":
                 history = start.copy()
@@ -38,10 +41,12 @@ def chat(
 
 def _read() -> str | None:
     """The next line; None to leave. Ctrl-C at the prompt discards the line."""
+    prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = input(prompt).strip()
         except EOFError:
+            click.echo(nl=bool(prompt))
             return None
         except KeyboardInterrupt:
             click.echo()

@@ -25,7 +25,13 @@ _GENERATE_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--top-p", type=float, metavar="P", help="Share of probability to sample from."),
     click.option("--top-k", type=int, metavar="K", help="Tokens to sample from; 0 is all."),
     click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Ends the text; repeatable."),
+    click.option(
+        "--stop",
+        multiple=True,
+        callback=lambda _context, _option, texts: texts or None,
+        metavar="TEXT",
+        help="Ends the text; repeatable.",
+    ),
 ]
 
 

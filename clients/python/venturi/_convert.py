@@ -29,13 +29,13 @@ def from_proto(cls: type[T], message: Message) -> T:
 
 
 # Descriptors and values are of any field, so that these two are typed by what they are given.
-def _value(source: Any, value: Any) -> object:  # noqa: ANN401
+def _value(source: Any, value: Any) -> object:
     if source.is_repeated:
         return tuple(_item(source, item) for item in value)
     return _item(source, value)
 
 
-def _item(source: Any, value: Any) -> object:  # noqa: ANN401
+def _item(source: Any, value: Any) -> object:
     if source.enum_type is not None:
         return _enum(source.enum_type, value)
     if source.message_type is None:

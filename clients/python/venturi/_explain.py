@@ -31,6 +31,8 @@ def connect(target: str | None, timeout: float = 600.0) -> Iterator[Client]:
             yield client
         except APIConnectionError as error:
             raise Unreachable(explain(error, client.target)) from error
+        except ValueError as error:  # an option's value that no request can hold
+            raise click.UsageError(str(error), click.get_current_context()) from error
         except VenturiError as error:
             raise click.ClickException(explain(error, client.target)) from error
 

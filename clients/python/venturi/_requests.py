@@ -191,7 +191,7 @@ def _merge(request: Message, name: str, fields: dict[str, object]) -> None:
         raise type(error)(f"{name}: {error}") from error
 
 
-def _plain(name: str, value: Any) -> object:  # noqa: ANN401
+def _plain(name: str, value: Any) -> object:
     if name in ("max_duration", "queue_timeout", "max_delay"):
         return _duration(value)
     if name == "stop" and isinstance(value, str):

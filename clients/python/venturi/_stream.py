@@ -52,7 +52,7 @@ class _StreamState(Generic[T]):
         if self._rpc is not None:
             self._rpc.cancel()
 
-    def _running(self) -> Any:  # noqa: ANN401
+    def _running(self) -> Any:
         if self._rpc is None:
             raise RuntimeError("Open the stream first, as in `with client.stream(...) as stream:`.")
         if self._closed:

@@ -193,7 +193,7 @@ class _Services(
     def __init__(self, server: FakeServer) -> None:
         self._server = server
 
-    def GenerateStream(  # noqa: N802
+    def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GenerateStreamResponse]:
         rpc = self._server._begin(request, context)
@@ -212,7 +212,7 @@ class _Services(
             finishes=[script.finish], summary=_summary(prompt, "".join(script.chunks))
         )
 
-    def Generate(  # noqa: N802
+    def Generate(
         self, request: pb.GenerateRequest, context: grpc.ServicerContext
     ) -> pb.GenerateResponse:
         rpc = self._server._begin(request, context)
@@ -226,20 +226,20 @@ class _Services(
             summary=_summary(prompt, text),
         )
 
-    def Tokenize(  # noqa: N802
+    def Tokenize(
         self, request: pb.TokenizeRequest, context: grpc.ServicerContext
     ) -> pb.TokenizeResponse:
         self._server._begin(request, context).answer()
         text = _prompt_text(request)
         return pb.TokenizeResponse(token_ids=_tokens(text), text=text)
 
-    def Detokenize(  # noqa: N802
+    def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.ServicerContext
     ) -> pb.DetokenizeResponse:
         self._server._begin(request, context).answer()
         return pb.DetokenizeResponse(text="".join(map(chr, request.token_ids)))
 
-    def GetModel(  # noqa: N802
+    def GetModel(
         self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext
     ) -> model_pb2.GetModelResponse:
         rpc = self._server._begin(request, context)
@@ -248,19 +248,19 @@ class _Services(
         rpc.answer()
         return model_pb2.GetModelResponse(model=_MODEL)
 
-    def ListModels(  # noqa: N802
+    def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext
     ) -> model_pb2.ListModelsResponse:
         self._server._begin(request, context).answer()
         return model_pb2.ListModelsResponse(models=[_MODEL])
 
-    def GetLoad(  # noqa: N802
+    def GetLoad(
         self, request: admin_pb2.GetLoadRequest, context: grpc.ServicerContext
     ) -> admin_pb2.GetLoadResponse:
         self._server._begin(request, context).answer()
         return admin_pb2.GetLoadResponse(running=1, kv_blocks_free=256, tokens_per_second=12.5)
 
-    def WatchStartup(  # noqa: N802
+    def WatchStartup(
         self, request: admin_pb2.WatchStartupRequest, context: grpc.ServicerContext
     ) -> Iterator[admin_pb2.WatchStartupResponse]:
         rpc = self._server._begin(request, context)
