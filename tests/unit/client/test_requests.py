@@ -108,7 +108,9 @@ def test_prompts_that_mean_nothing_are_refused() -> None:
 def test_every_field_of_the_contract_has_an_option() -> None:
     request = pb.GenerateStreamRequest()
     sections = ("sampling", "stopping", "structured", "output", "scheduling", "cache", "stream")
-    expected = {option.name for name in sections for option in getattr(request, name).DESCRIPTOR.fields}
+    expected = {
+        option.name for name in sections for option in getattr(request, name).DESCRIPTOR.fields
+    }
     expected |= {"model", "request_id", "prompt_compression", "timeout", "metadata"}
     expected |= {"add_generation_prompt", "template_kwargs"}
     assert StreamOptions.__optional_keys__ == expected
