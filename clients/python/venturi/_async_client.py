@@ -48,7 +48,7 @@ class AsyncClient(BaseClient):
         Leaving the block cancels what is left. Iterating gives ``Chunk``s; an error in the
         middle carries the text so far in ``partial``.
         """
-        collector = Collector()
+        collector = Collector(options.get("request_id") or "")
         call = _requests.stream(prompt, options, collector.add)
         return AsyncTextStream(partial(self._send, call), call.convert, collector)
 

@@ -65,9 +65,9 @@ class _Parts:
 class Collector:
     """Puts a response together from its pieces; ``partial`` is what has come so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str = "") -> None:
         self._parts: dict[int, _Parts] = defaultdict(_Parts)
-        self._info = pb.PromptInfo()
+        self._info = pb.PromptInfo(request_id=request_id)
         self._summary: pb.Summary | None = None
 
     @property
@@ -77,7 +77,7 @@ class Collector:
 
     @property
     def request_id(self) -> str:
-        """The request's id, once the first piece has come."""
+        """The caller's id of the request, or the server's once the first piece has come."""
         return self._info.request_id
 
     def add(self, message: pb.GenerateStreamResponse) -> list[Chunk]:

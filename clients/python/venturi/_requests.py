@@ -33,6 +33,8 @@ _SECTION_OF = {
     for section in _SECTIONS
     for option in getattr(pb.GenerateStreamRequest(), section).DESCRIPTOR.fields_by_name
 }
+# Options of the call, or of a chat prompt.
+_NOT_FIELDS = {"timeout", "metadata", "add_generation_prompt", "template_kwargs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,23 +174,21 @@ def _generate_request(cls: type[MessageT], prompt: Prompt, options: GenerateOpti
     _refuse_both(given, ("json_schema", "regex", "grammar", "choice"))
     request = cls(**_input(prompt, given))
     for name, value in given.items():
-        if name in _SECTION_OF:
-            section = _SECTION_OF[name]
-            _merge(request, name, {section: {name: _plain(name, value)}})
-        elif name in ("model", "request_id"):
-            _merge(request, name, {name: value})
-    if "prompt_compression" in given:
-        fields = _compression(cast(PromptCompression, given["prompt_compression"]))
-        _merge(request, "prompt_compression", {"prompt_compression": fields})
+        if name not in _NOT_FIELDS:
+            _set(request, name, value)
     return request
 
 
-def _merge(request: Message, name: str, fields: dict[str, object]) -> None:
-    """Sets fields one option at a time, so that a bad value is reported with its name."""
+def _set(request: Message, name: str, value: object) -> None:
+    """Sets one option, so that a value of the wrong type or range is reported with its name."""
     try:
-        request.MergeFrom(type(request)(**fields))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
+        fields = {name: _plain(name, value)}
+        section = _SECTION_OF.get(name)
+        request.MergeFrom(type(request)(**({section: fields} if section else fields)))
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _plain(name: str, value: Any) -> object:
@@ -200,6 +200,8 @@ def _plain(name: str, value: Any) -> object:
         return {"values": value}
     if name == "json_schema" and not isinstance(value, str):
         return json.dumps(value)
+    if name == "prompt_compression":
+        return _compression(value)
     return value
 
 

@@ -38,7 +38,7 @@ class _StreamState(Generic[T]):
 
     @property
     def request_id(self) -> str:
-        """The request's id; "" until the first message has come."""
+        """The request's id; "" until the first message where the caller chose none."""
         return self._collector.request_id
 
     def _open(self) -> Self:

@@ -178,9 +178,10 @@ async def test_a_refused_connection_async() -> None:
     async with AsyncClient(f"127.0.0.1:{_free_port()}", max_retries=0) as client:
         with pytest.raises(venturi.APIConnectionError, match="refused"):
             await client.health()
-        async with client.stream("x") as stream:
-            with pytest.raises(venturi.APIConnectionError):
+        async with client.stream("x", request_id="mine") as stream:
+            with pytest.raises(venturi.APIConnectionError) as caught:
                 await stream.get_final_response()
+    assert caught.value.request_id == "mine"
 
 
 def test_a_lost_connection_carries_the_text_so_far() -> None:

@@ -89,7 +89,13 @@ def test_an_unknown_option_is_refused_with_a_hint() -> None:
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"top_k": -1}, ValueError), ({"seed": "x"}, TypeError), ({"stop": [1]}, TypeError)],
+    [
+        ({"top_k": -1}, ValueError),
+        ({"seed": "x"}, TypeError),
+        ({"stop": [1]}, TypeError),
+        ({"max_duration": "1"}, TypeError),
+        ({"model": "\ud800"}, ValueError),
+    ],
 )
 def test_a_value_that_no_request_can_hold_is_refused_by_name(
     options: dict[str, object], error: type[Exception]
