@@ -13,7 +13,15 @@ from engine.layers.linear import Int8Linear, Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.sampler import sample
 from engine.self_test import check_linear
-from engine.types import ModelReport, ScheduledBatch
+from engine.types import (
+    ModelReport,
+    Request,
+    SamplingParams,
+    ScheduledBatch,
+    ScheduledSequence,
+    Sequence,
+    StoppingParams,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +46,23 @@ class ModelRunner:
             model = load(config.model_dir, config.kernels.backend, progress)
             for linear in model.linears:
                 check_linear(linear)
-            return cls(model, *_allocate(config, model))
+            runner = cls(model, *_allocate(config, model))
+        runner.warm_up()
+        return runner
+
+    def warm_up(self) -> None:
+        """A prompt and a decode step in the first block: first calls of torch are slow."""
+        request = Request(
+            id="warm-up",
+            prompt=[0] * self.block_size,
+            sampling=SamplingParams(temperature=1.0),
+            stopping=StoppingParams(max_tokens=1),
+            arrival=0.0,
+        )
+        sequence = Sequence(request, list(request.prompt), block_table=[0])
+        for _ in range(2):
+            self.run(ScheduledBatch([ScheduledSequence(sequence, sequence.uncomputed)]))
+            sequence.computed = len(sequence.tokens) - 1
 
     @property
     def context_length(self) -> int:

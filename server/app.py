@@ -145,6 +145,7 @@ async def serve(config: ServerConfig) -> int:
         loop.add_signal_handler(number, on_signal)
     service = Service(config)
     await service.start()
+    say(f"listening on {config.host}:{service.port}, {config.served_name}@{config.variant}")
     try:
         with StartupDisplay() as display:
             service.serving.on_progress = display.show

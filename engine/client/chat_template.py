@@ -42,6 +42,26 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"{folder}: the chat template is broken: {error}") from error
 
+    def turn_separator(self) -> str:
+        """What a template prints between an answer and the next user's text, "" if unknown.
+
+        It ends an answer of a model whose turns are plain text; where turns end with a special
+        token, that token ends the answer first.
+        """
+        answer, question = "\x02answer\x03", "\x02question\x03"
+        messages = [
+            {"role": "user", "content": question.upper()},
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": question},
+        ]
+        try:
+            text = self.render(messages, False, {})
+        except InvalidRequest:
+            return ""
+        _, _, after = text.partition(answer)
+        between, found, _ = after.partition(question)
+        return between.rstrip() if found else ""
+
     def render(
         self, messages: list[dict[str, str]], add_generation_prompt: bool, extra: dict[str, Any]
     ) -> str:

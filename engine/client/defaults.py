@@ -12,7 +12,7 @@ from engine.errors import ModelLoadError
 class GenerationDefaults:
     """Sampling defaults hold only where the model asks for sampling (``do_sample``).
 
-    ``chat_stop`` ends a chat's answer where the request names no stop strings.
+    ``chat_stop`` (``stop_strings``) ends a chat's answer where the request names none.
     """
 
     temperature: float = 0.0

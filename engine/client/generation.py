@@ -64,6 +64,7 @@ class Generator:
         self.engine = engine
         self.tokenizer = tokenizer
         self.defaults = defaults
+        self._chat_stop = defaults.chat_stop or tuple(filter(None, [tokenizer.chat_stop]))
         self._max_open = max_open
         self._open = 0
 
@@ -130,7 +131,7 @@ class Generator:
         )
         stops = request.stop
         if stops is None:
-            stops = self.defaults.chat_stop if isinstance(prompt, Chat) else ()
+            stops = self._chat_stop if isinstance(prompt, Chat) else ()
         stream = self.engine.submit(core_request)
         return Generation(self, core_request, stream, tokenized, request, stops)
 

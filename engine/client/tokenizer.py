@@ -67,6 +67,11 @@ class Tokenizer:
         """Ids that the tokenizer knows; the model may have more."""
         return self._tokenizer.get_vocab_size()
 
+    @property
+    def chat_stop(self) -> str:
+        """The text that begins the next user's turn, "" where the template does not tell."""
+        return "" if self._template is None else self._template.turn_separator()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
