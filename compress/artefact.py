@@ -31,6 +31,8 @@ from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.runtime import Runtime, to_json
 
+# Of output held in memory at most, but for a single larger tensor.
+SHARD_BYTES = 512 << 20
 _STORAGE = "int-quantized 8 bit per channel"
 _EXECUTION = "int8 x int8"
 _LOADED_INT8 = "int8 x int8, quantised when loaded"
@@ -46,8 +48,7 @@ class ArtefactWriter:
         self._checkpoint = checkpoint
         self._plan = plan
         self._folder = folder
-        self._shards = ShardWriter(folder)
-        self._files: dict[str, int] = {}
+        self._shards = ShardWriter(folder, SHARD_BYTES)
         self._rows: dict[str, LayerRow] = {}
         self._seconds: dict[str, float] = {}
         self._start = time.perf_counter()
@@ -67,7 +68,7 @@ class ArtefactWriter:
             self._compress(name, tensor)
             elapsed = time.perf_counter() - self._start
             progress.layer(len(self._rows), items, name, elapsed * (total - done) / done)
-        self._files = self._shards.close()
+        self._shards.close()
 
     def write_files(self) -> None:
         """config.json with the quantization_config, and copies of the other small files."""
@@ -102,7 +103,7 @@ class ArtefactWriter:
             layers=(*self._rows.values(), *self._kept_rows()),
             totals=self._totals(),
             runtime=to_json(runtime),
-            files=self._files,
+            files={path.name: path.stat().st_size for path in sorted(self._folder.glob("[!.]*"))},
             measured={
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self._start, 3),

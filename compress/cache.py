@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compress.errors import writing
+from compress.errors import CompressError, writing
 from compress.job import Job
 from compress.manifest import is_intact
 from compress.progress import Progress
@@ -36,8 +36,12 @@ def default_cache_dir() -> Path:
     """$VENTURI_CACHE_DIR, else $XDG_CACHE_HOME/venturi, else ~/.cache/venturi."""
     if own := os.environ.get("VENTURI_CACHE_DIR"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "venturi"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "venturi"
+    try:
+        return Path.home() / ".cache" / "venturi"
+    except RuntimeError as error:
+        raise CompressError(f"this user has no home folder: {_REMEDY}") from error
 
 
 def compress_cached(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> Built:
@@ -46,11 +50,12 @@ def compress_cached(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: 
     Raises:
         CompressError, ModelLoadError: the model, the cache or the disk is not as needed.
     """
+    cache_dir = cache_dir.resolve()
     with writing(cache_dir, _REMEDY):
         for folder in ("artefacts", "locks"):
             (cache_dir / folder).mkdir(parents=True, exist_ok=True)
     job = Job.prepare(recipe, model_dir, HashMemo(cache_dir / "hashes.json"), progress)
-    artefact = cache_dir.resolve() / "artefacts" / job.key
+    artefact = cache_dir / "artefacts" / job.key
     if is_intact(artefact, job.key):
         return Built(artefact, job.key, cached=True)
     with _locked(cache_dir / "locks" / f"{job.key}.lock", progress):

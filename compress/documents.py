@@ -34,10 +34,10 @@ def read_windows(
         for document in documents:
             ids = tokenizer.encode(document, add_special_tokens=False).ids
             ends = range(0, len(ids), size) if len(documents) == 1 else range(1)
-            windows += [prefix + ids[begin : begin + size] for begin in ends]
-            if limit is not None and len(windows) > limit:
-                break
-    windows = [ids for ids in windows if len(ids) > 1][:limit]
+            cut = [prefix + ids[begin : begin + size] for begin in ends]
+            windows += [window_ids for window_ids in cut if len(window_ids) > 1]
+            if limit is not None and len(windows) >= limit:
+                return windows[:limit]
     if not windows:
         raise CompressError("the data has no text to evaluate on: name other files with --data")
     return windows

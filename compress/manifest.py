@@ -12,8 +12,6 @@ from typing import Any
 from compress.job import FORMAT_VERSION, Job
 from compress.sources import MANIFEST_NAME
 
-WEIGHTS_SUFFIX = ".safetensors"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
@@ -36,7 +34,7 @@ class LayerRow:
 class Manifest:
     """Everything but ``measured`` is a function of the sources, the recipe and the versions.
 
-    ``files`` are the weight files and their sizes in bytes; ``measured`` holds times
+    ``files`` are the other files of the folder and their sizes in bytes; ``measured`` holds times
     (seconds, a UTC time stamp) and memory (bytes).
     """
 
@@ -64,7 +62,7 @@ def recipe_record(job: Job) -> dict[str, Any]:
 
 
 def is_intact(folder: Path, key: str) -> bool:
-    """Whether ``folder`` holds the artefact ``key`` with all weight files at full size."""
+    """Whether ``folder`` holds the artefact ``key`` with all its files at full size."""
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         files = manifest["files"].items()

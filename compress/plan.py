@@ -71,7 +71,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
             "only models with Llama's layer names can be compressed"
         )
     layers = config.get("num_hidden_layers")
-    if layers is not None and found != set(range(int(layers))):
+    if layers is not None and (not isinstance(layers, int) or found != set(range(layers))):
         raise CompressError(
             f"{path} asks for {layers} layers, the weights have {len(found)}: "
             "they do not belong together"
@@ -120,4 +120,5 @@ def _quantization_config(
 
 
 def _natural(name: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in _DIGITS.split(name)]
+    # Of a split, every second part is what the pattern matched.
+    return [int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name))]

@@ -1,7 +1,12 @@
 """How a running compression is told: JSON lines for programs, a bar or lines for people.
 
-Events on stdout with ``--progress json``, one JSON object a line (documented in
-docs/compression.md); ``done`` or ``error`` is always the last.
+With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
+(unix time in nanoseconds); ``done`` or ``error`` is the last:
+
+    phase  phase (hashing, waiting, compressing, verifying or publishing), detail
+    layer  item, items, name, seconds_left
+    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes
+    error  message
 """
 
 import json
@@ -17,7 +22,7 @@ from rich.progress import Progress as RichBar
 
 
 class Progress(Protocol):
-    """Receives events. Phases are hashing, waiting, compressing, verifying, publishing."""
+    """Receives what happens, in order."""
 
     def phase(self, phase: str, detail: str) -> None:
         """A phase begins."""
@@ -56,7 +61,7 @@ class JsonProgress:
     """One JSON object a line on stdout."""
 
     def phase(self, phase: str, detail: str) -> None:
-        """With the unix time in nanoseconds, so that a reader can make spans."""
+        """See ``Progress``."""
         self._write({"event": "phase", "phase": phase, "detail": detail})
 
     def layer(self, item: int, items: int, name: str, seconds_left: float) -> None:

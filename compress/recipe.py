@@ -1,6 +1,6 @@
 """What is to be done to a model: a frozen ``Recipe``, read from YAML or by a preset's name.
 
-The format is described in docs/compression.md. What is known but not available in this version is
+A preset is a recipe file in ``presets``. What is planned but not available in this version is
 refused by name rather than ignored.
 """
 
@@ -120,11 +120,9 @@ class _Reader:
     def recipe(self, root: Node) -> Recipe:
         known = ("version", "seed", "calibration", "head", "modifiers", "kv_cache", "gate")
         fields = self.nodes.fields(root, "the recipe", known)
-        for name in ("version", "modifiers"):
-            if name not in fields:
-                self.nodes.fail(root, f"the recipe needs the key {name!r}")
-        if self.nodes.integer(fields["version"], "version") != 1:
-            self.nodes.fail(fields["version"], "this program reads recipes of version 1")
+        version = self._needed(root, fields, "version")
+        if self.nodes.integer(version, "version") != 1:
+            self.nodes.fail(version, "this program reads recipes of version 1")
         if "calibration" in fields:
             self.nodes.fail(fields["calibration"], "no modifier here uses calibration: remove it")
         return Recipe(
@@ -132,7 +130,7 @@ class _Reader:
             version=1,
             seed=self.nodes.integer(fields["seed"], "seed") if "seed" in fields else 0,
             head=self._head(fields.get("head")),
-            modifiers=self._modifiers(fields["modifiers"]),
+            modifiers=self._modifiers(self._needed(root, fields, "modifiers")),
             kv_cache=self._kv_cache(fields.get("kv_cache")),
             gate=self._gate(fields.get("gate")),
         )
@@ -166,12 +164,13 @@ class _Reader:
 
     def _modifier(self, node: Node) -> Modifier:
         values = {name: value for name, (_, value) in self.nodes.mapping(node, "modifier").items()}
-        for name in ("type", "scheme"):
-            if name not in values:
-                self.nodes.fail(node, f"a modifier needs the key {name!r}")
-        # Type and scheme are judged before the keys: another type's keys are known to nobody here.
-        kind = self._available(values["type"], "type", tuple(METHODS), PLANNED_METHODS)
-        scheme = self._available(values["scheme"], "scheme", SCHEMES, _PLANNED_SCHEMES)
+        # The type is judged first: the keys of a planned type are known to nobody here.
+        kind = self._available(
+            self._needed(node, values, "type"), "type", tuple(METHODS), PLANNED_METHODS
+        )
+        scheme = self._available(
+            self._needed(node, values, "scheme"), "scheme", SCHEMES, _PLANNED_SCHEMES
+        )
         self.nodes.fields(node, f"the {kind} modifier", ("type", "scheme", "targets", "ignore"))
         patterns = {
             name: self._patterns(values[name], name)
@@ -188,10 +187,15 @@ class _Reader:
                 self.nodes.fail(item, problem)
         return tuple(patterns)
 
+    def _needed(self, node: Node, fields: dict[str, Node], name: str) -> Node:
+        if name not in fields:
+            self.nodes.fail(node, f"the key {name!r} is missing")
+        return fields[name]
+
     def _available(
         self, node: Node, what: str, available: Collection[str], planned: Collection[str]
     ) -> str:
         value = self.nodes.text(node, what)
         if value in planned:
-            self.nodes.fail(node, _not_yet(f"{what} {value}", available))
+            self.nodes.fail(node, _not_yet(f"{what}: {value}", available))
         return self.nodes.choice(node, what, available)

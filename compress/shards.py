@@ -11,17 +11,15 @@ from torch import Tensor, uint8
 
 from compress.sources import WEIGHT_INDEX
 
-# What is held in memory at most, but for a single larger tensor.
-SHARD_BYTES = 512 << 20
-
 
 class ShardWriter:
-    """Collects tensors and writes a file whenever ``shard_bytes`` are reached.
+    """Collects tensors and writes a file before they exceed ``shard_bytes``.
 
-    Names and index are Hugging Face's. ``digests`` has the sha256 of each tensor's bytes.
+    A single tensor may be larger and has a file of its own. Names and index are Hugging Face's.
+    ``digests`` has the sha256 of each tensor's bytes.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, shard_bytes: int) -> None:
         self._folder = folder
         self._shard_bytes = shard_bytes
         self._pending: dict[str, Tensor] = {}
@@ -39,8 +37,8 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
         self.digests[name] = digest(tensor)
 
-    def close(self) -> dict[str, int]:
-        """Writes the rest and the index. Returns file name -> bytes of the weight files."""
+    def close(self) -> None:
+        """Writes the rest and, for more than one shard, the index. Raises ``OSError``."""
         self._flush()
         names = ["model.safetensors"]
         if len(self._shards) > 1:
@@ -60,7 +58,6 @@ class ShardWriter:
             # The library makes private files; the folder has what the umask grants.
             self._part(i).chmod(self._folder.stat().st_mode & 0o666)
             self._part(i).rename(self._folder / name)
-        return {name: (self._folder / name).stat().st_size for name in names}
 
     def _flush(self) -> None:
         try:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +32,9 @@ class Sources:
     def check_unchanged(self) -> None:
         """Raises ``CompressError`` where a file was written to since it was hashed."""
         for name, stamp in self.stamps.items():
-            if _stamp(self.folder / name) != stamp:
-                raise CompressError(
-                    f"{self.folder / name} changed while it was compressed: start again"
-                )
+            path = self.folder / name
+            if not path.exists() or _stamp(path) != stamp:
+                raise CompressError(f"{path} changed while it was compressed: start again")
 
 
 class HashMemo:
@@ -69,13 +70,14 @@ class HashMemo:
         """Writes the memo in one step, where there is something new."""
         if self._path is None or not self._changed:
             return
-        try:
-            fresh = self._path.with_suffix(f".{time.time_ns()}.new")
-            fresh.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
-            fresh.replace(self._path)
-        except OSError:
-            # Hits must work in a cache folder that only others may write.
-            return
+        fresh = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        # Hits must work in a cache folder that only others may write.
+        with suppress(OSError):
+            try:
+                fresh.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
+                fresh.replace(self._path)
+            finally:
+                fresh.unlink(missing_ok=True)
 
 
 def hash_sources(folder: Path, memo: HashMemo) -> Sources:

@@ -1,7 +1,7 @@
 """Publishes a folder in one step: written beside its place, fsynced, renamed.
 
-A temporary folder is locked (flock on the folder) by the process that writes it. One that
-is not locked was left by a dead process, and the next run beside it removes it.
+The process that writes a temporary folder holds the lock of a file in it. One whose lock is
+free was left by a dead process, and the next run beside it removes it.
 """
 
 import fcntl
@@ -16,6 +16,7 @@ from compress.errors import CompressError
 from compress.sources import MANIFEST_NAME
 
 _SUFFIX = ".venturi-tmp"
+_LOCK_NAME = ".lock"
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def check_replaceable(out: Path) -> None:
     """Raises ``CompressError`` where ``out`` holds something that is not an artefact."""
     if out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST_NAME).is_file()):
         return
-    if out.exists() or out.is_symlink():
+    if out.exists():
         raise CompressError(
             f"{out} exists and is not a Venturi artefact: name another folder with --out"
         )
@@ -54,19 +55,21 @@ def publish(folder: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
+    # Only now: without it another process might sweep the folder away before the rename.
+    (out / _LOCK_NAME).unlink()
     _fsync(out.parent)
 
 
 def remove_leftovers(parent: Path) -> None:
     """Removes temporary folders in ``parent`` whose process is gone."""
-    for path in parent.glob(f".*{_SUFFIX}"):
+    for folder in parent.glob(f".*{_SUFFIX}"):
         try:
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            lock = _open_lock(folder)
         except OSError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         except BlockingIOError:
             continue
         finally:
@@ -78,14 +81,18 @@ def _create(out: Path) -> tuple[Path, int]:
         folder = _temporary_name(out)
         folder.mkdir()
         try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock = _open_lock(folder)
         except FileNotFoundError:
             continue
-        # Another process may have swept it between mkdir and flock.
-        if folder.exists():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another process may have swept the folder before it was locked.
+        if os.fstat(lock).st_nlink:
             return folder, lock
         os.close(lock)
+
+
+def _open_lock(folder: Path) -> int:
+    return os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def _temporary_name(out: Path) -> Path:

@@ -1,0 +1,118 @@
+"""``python -m compress``: exit codes, one-line errors, events."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from compress.cli import compress_command, evaluate_command
+from compress.progress import BarProgress, PlainProgress, make_progress
+
+MakeModel = Callable[..., Path]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "compress", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def events(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_events(make_model: MakeModel, tmp_path: Path) -> None:
+    before = time.time_ns()
+    done = run(make_model(layers=1), "--cache-dir", tmp_path / "cache", "--progress", "json")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    found = events(done.stdout)
+    assert all(before < event["time_ns"] < time.time_ns() for event in found)
+    phases = [event["phase"] for event in found if event["event"] == "phase"]
+    assert phases == ["hashing", "compressing", "verifying", "publishing"]
+    layers = [event for event in found if event["event"] == "layer"]
+    assert [event["item"] for event in layers] == list(range(1, 8))
+    assert {event["items"] for event in layers} == {7}
+    assert layers[0]["name"] == "model.layers.0.mlp.down_proj"
+    assert layers[-1]["seconds_left"] >= 0
+    last = found[-1]
+    assert last.keys() == {
+        "event", "artefact", "key", "cached", "seconds",
+        "peak_rss_anon_bytes", "baseline_rss_anon_bytes", "time_ns",
+    }  # fmt: skip
+    assert (last["event"], last["cached"]) == ("done", False)
+    assert last["peak_rss_anon_bytes"] >= last["baseline_rss_anon_bytes"] > 0
+    assert Path(last["artefact"], "config.json").is_file()
+
+
+def test_plain_output_ends_in_the_path(make_model: MakeModel, tmp_path: Path) -> None:
+    done = run(make_model(), "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert done.stdout == f"{tmp_path / 'out'}\n"
+    assert "14/14 model.layers.1.self_attn.v_proj" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/nowhere"], "is not a folder"),
+        (["{model}", "--recipe", "w4a16"], "w4a16 is not available yet"),
+        (["{model}", "--recipe", "{tmp}/bad.yaml"], "bad.yaml:2: the recipe has no key 'sed'"),
+        (["{model}", "--cache-dir", "{tmp}/bad.yaml"], "--cache-dir"),
+        (["{model}", "--out", "{tmp}"], "--out"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["auto", "json"])
+def test_user_errors_are_one_line(
+    make_model: MakeModel, tmp_path: Path, arguments: list[str], message: str, mode: str
+) -> None:
+    model = make_model()
+    (tmp_path / "bad.yaml").write_text("version: 1\nsed: 1\n")
+    filled = [argument.format(tmp=tmp_path, model=model) for argument in arguments]
+    done = CliRunner().invoke(compress_command, [*filled, "--progress", mode])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("hashing")]
+    assert line.startswith("venturi: ")
+    if mode == "json":
+        last = events(done.stdout)[-1]
+        assert (last["event"], f"venturi: {last['message']}") == ("error", line)
+
+
+def test_truncated_weights_in_a_child(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    done = run(model, "--cache-dir", tmp_path / "cache", "--progress", "json")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "is truncated" in done.stderr
+    assert events(done.stdout)[-1]["event"] == "error"
+
+
+def test_evaluate_needs_data() -> None:
+    done = CliRunner().invoke(evaluate_command, ["a", "--against", "b"])
+    assert done.exit_code == 2
+    assert done.stderr == ("venturi: there is no text to evaluate on: name a file with --data\n")
+
+
+def test_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert type(make_progress("auto")) is PlainProgress
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar = make_progress("auto")
+    assert isinstance(bar, BarProgress)
+    bar.phase("compressing", "[model]")
+    bar.layer(1, 2, "model.layers.0.q_proj", 1.0)
+    bar.layer(2, 2, "model.layers.0.k_proj", 0.0)
+    bar.done({"artefact": "/a", "cached": False, "seconds": 1})
+    output = capsys.readouterr()
+    assert output.out == "/a\n"
+    assert "[model]" in output.err
+    bar.error("bad")

@@ -1,0 +1,190 @@
+"""Evaluation on a scorer whose logits are known, then on the embedded model."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import pytest
+import tokenizers
+import torch
+from click.testing import CliRunner
+from tokenizers import models, pre_tokenizers
+from torch import Tensor
+
+import compress
+from compress.cli import evaluate_command
+from compress.documents import read_windows
+from compress.errors import CompressError
+from compress.evaluate import Evaluation, evaluate
+from compress.statistics import DocumentSums, compare, summarise
+from engine.config import EngineConfig
+
+MakeModel = Callable[..., Path]
+DIALOGUE = Path(__file__).parents[4] / "shared" / "data" / "dialogue-val.txt"
+WORDS = "abcdefgh"
+
+
+class FakeScorer:
+    """Says the same of every position; ``logits_V`` by the folder's name."""
+
+    logits_V: ClassVar[dict[str, list[float]]] = {}
+    configs: ClassVar[dict[str, EngineConfig]] = {}
+    vocabulary: ClassVar[dict[str, int]] = {}
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.name = config.model_dir.name
+        self.configs[self.name] = config
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    @property
+    def report(self) -> Any:
+        return SimpleNamespace(
+            context_length=512,
+            vocabulary_size=self.vocabulary.get(self.name, 10),
+            weights="int8",
+            head="int8",
+            kv_dtype="int8",
+            weight_bytes=100,
+        )
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        return torch.tensor([self.logits_V[self.name]]).expand(len(token_ids), -1)
+
+
+@pytest.fixture
+def original(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = make_model("original")
+    vocabulary = {word: i + 1 for i, word in enumerate(WORDS)} | {"<bos>": 0, "?": 9}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    monkeypatch.setattr(FakeScorer, "vocabulary", {})
+    monkeypatch.setattr(FakeScorer, "configs", {})
+    return folder
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "data.txt"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        ("a b\0c d e f g\0", None, [[0, 1, 2], [0, 3, 4, 5]]),
+        ("a b\0\0c d\0e", 2, [[0, 1, 2], [0, 3, 4]]),
+        ("a b c d e", None, [[0, 1, 2, 3], [0, 4, 5]]),
+        ("a b c d e", 1, [[0, 1, 2, 3]]),
+    ],
+)
+def test_windows(
+    original: Path, tmp_path: Path, text: str, limit: int | None, expected: list[list[int]]
+) -> None:
+    file = write(tmp_path, text)
+    assert read_windows(original, [file], window=4, limit=limit) == expected
+
+
+def test_windows_without_bos(original: Path, tmp_path: Path) -> None:
+    (original / "config.json").write_text("{}")
+    file = write(tmp_path, "a b c d e\0f\0g h")
+    windows = read_windows(original, [file, file], window=4, limit=None)
+    assert windows == 2 * [[1, 2, 3, 4], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        (lambda f: (f / "data.txt").write_text(" \0 "), "no text to evaluate on"),
+        (lambda f: (f / "data.txt").write_bytes(b"\xff"), "not text in UTF-8"),
+        (lambda f: (f / "data.txt").unlink(), "cannot be read: No such file"),
+        (
+            lambda f: (f / "original" / "tokenizer.json").write_text("{}"),
+            "tokenizer.json is broken",
+        ),
+        (lambda f: (f / "original" / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    ],
+)
+def test_data_errors(
+    original: Path, tmp_path: Path, breakage: Callable[[Path], None], message: str
+) -> None:
+    file = write(tmp_path, "a b")
+    breakage(tmp_path)
+    with pytest.raises(CompressError, match=message):
+        read_windows(original, [file], window=4, limit=None)
+
+
+def test_compare_by_hand() -> None:
+    p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
+    sums = compare(p.log().expand(3, 3), q.log().expand(3, 3), torch.tensor([0, 1, 2]))
+    assert sums.tokens == 2
+    assert sums.original_nll == pytest.approx(-2 * math.log(0.25))
+    assert sums.artefact_nll == pytest.approx(-math.log(0.5) - math.log(0.25))
+    assert sums.kl == pytest.approx(2 * (0.5 * math.log(2) - 0.25 * math.log(2)))
+    assert sums.flips == 2
+
+
+def test_the_bootstrap_draws_documents() -> None:
+    calm = [DocumentSums(10, 10.0, 10.0, 0.1, 1)] * 20
+    quality = summarise(calm)
+    assert (quality.kl.low, quality.kl.high) == pytest.approx((0.01, 0.01))
+    assert quality.tokens == 200
+    wild = [*calm, DocumentSums(10, 10.0, 20.0, 9.0, 9)]
+    quality = summarise(wild)
+    assert quality.kl.low < quality.kl.value < quality.kl.high
+    assert quality.perplexity_ratio.value == pytest.approx(math.exp(10 / 210))
+    assert quality == summarise(wild)
+
+
+def run_fake(original: Path, tmp_path: Path, **options: Any) -> Evaluation:
+    FakeScorer.logits_V = {"original": [1.0] + [0.0] * 9, "artefact": [0.0, 1.0] + [0.0] * 8}
+    file = write(tmp_path, "a b c\0d e\0f g h a")
+    return evaluate(tmp_path / "artefact", original, [file], scorer=FakeScorer, **options)
+
+
+def test_evaluate_with_a_fake(original: Path, tmp_path: Path) -> None:
+    result = run_fake(original, tmp_path, window=4)
+    assert (result.documents, result.quality.tokens) == (3, 8)
+    assert result.quality.flips.value == 1.0
+    p = math.e / (math.e + 9)
+    assert result.quality.kl.value == pytest.approx(p - p / math.e)
+    assert FakeScorer.configs["original"].cache.dtype == "fp32"
+    assert FakeScorer.configs["artefact"].cache.dtype == "auto"
+
+
+def test_evaluate_checks_the_models(original: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressError, match="--window 600 is more than the model's context of 512"):
+        run_fake(original, tmp_path, window=600)
+    FakeScorer.vocabulary = {"artefact": 11}
+    with pytest.raises(CompressError, match="the vocabularies differ, 10 and 11"):
+        run_fake(original, tmp_path)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not DIALOGUE.exists(), reason="needs ../shared/data")
+def test_the_embedded_model_loses_little(mini: Path, tmp_path: Path) -> None:
+    compress.compress("w8a8", mini, tmp_path / "out")
+    arguments = [tmp_path / "out", "--against", mini, "--data", DIALOGUE, "--documents", 8]
+    report = tmp_path / "report.json"
+    done = CliRunner().invoke(
+        evaluate_command, [*map(str, arguments), "--window", "128", "--json", str(report)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "KL, nats per token" in done.stdout
+    found = json.loads(report.read_text())
+    assert found["documents"] == 8
+    assert found["artefact"]["weights"] == "int8"
+    assert found["artefact"]["kv_dtype"] == "int8"
+    assert found["original"]["kv_dtype"] == "fp32"
+    assert 0 < found["quality"]["kl"]["value"] < 0.002
+    assert found["quality"]["flips"]["value"] < 0.04
+    assert 0.99 < found["quality"]["perplexity_ratio"]["value"] < 1.01

@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from compress.errors import CompressError
+from compress.recipe import Gate, KvCache, Modifier, Recipe, load, presets, resolve
+
+GOOD = """\
+version: 1
+seed: 7
+head: keep
+modifiers:
+  - type: rtn
+    scheme: w8a8
+    targets: ["*.q_proj", "re:.*mlp.*"]
+    ignore: []
+kv_cache: {dtype: fp32}
+gate: {mode: off}
+"""
+RTN = "modifiers: [{type: rtn, scheme: w8a8}]\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_reads_every_field(tmp_path: Path) -> None:
+    assert load(write(tmp_path, GOOD)) == Recipe(
+        name="mine",
+        version=1,
+        seed=7,
+        head="keep",
+        modifiers=(
+            Modifier(type="rtn", scheme="w8a8", targets=("*.q_proj", "re:.*mlp.*"), ignore=()),
+        ),
+        kv_cache=KvCache(dtype="fp32"),
+        gate=Gate(),
+    )
+
+
+def test_presets_are_the_files_of_a_folder() -> None:
+    assert presets() == ["w8a8"]
+    recipe = resolve("w8a8")
+    assert (recipe.name, recipe.head, recipe.kv_cache.dtype) == ("w8a8", "int8", "int8")
+    assert recipe.modifiers == (Modifier(type="rtn", scheme="w8a8"),)
+
+
+def test_defaults_are_the_presets(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "version: 1\n" + RTN)) == resolve("w8a8")
+
+
+def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
+    recipe = resolve(str(write(tmp_path, "version: 1\nseed: 0\n" + RTN)))
+    assert recipe.canonical_json() == resolve("w8a8").canonical_json()
+    assert recipe.sha256() == resolve("w8a8").sha256()
+    assert set(json.loads(recipe.canonical_json())) == {
+        "version", "seed", "head", "modifiers", "kv_cache", "calibration",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("version: 1\nmodifers: []\n", 2, "did you mean 'modifiers'?"),
+        ("version: 1\nzzz: 1\n" + RTN, 2, "known: calibration, gate, head, kv_cache"),
+        (RTN + "version: 1\nversion: 1\n", 3, "has the key 'version' twice"),
+        (RTN, 1, "the key 'version' is missing"),
+        ("version: 1\n", 1, "the key 'modifiers' is missing"),
+        ("version: 2\n" + RTN, 1, "recipes of version 1"),
+        ("version: true\n" + RTN, 1, "must be a whole number"),
+        ("version: 1\nseed: -3\n" + RTN, 2, "must be a whole number"),
+        ("version: 1\nseed: 0x10\n" + RTN, 2, "must be a whole number"),
+        ("version: 1\nhead: int4\n" + RTN, 2, "did you mean 'int8'?"),
+        ("version: 1\nhead: [int8]\n" + RTN, 2, "head must be one word"),
+        ("version: 1\nhead:\n" + RTN, 2, "head must be one word"),
+        ("version: 1\nkv_cache: int8\n" + RTN, 2, "kv_cache must be a mapping"),
+        ("version: 1\nkv_cache: {dtype: fp16}\n" + RTN, 2, "known: fp32, int8"),
+        ("version: 1\ngate:\n  mode: enforce\n" + RTN, 3, "enforce is not available yet"),
+        ("version: 1\ngate: {mode: maybe}\n" + RTN, 2, "gate.mode cannot be 'maybe'"),
+        ("version: 1\ngate: {mode: off, max_kl: 0.05}\n" + RTN, 2, "gate.max_kl is of no use"),
+        ("version: 1\ncalibration: {samples: 8}\n" + RTN, 2, "uses calibration"),
+        ("version: 1\nmodifiers: []\n", 2, "modifiers is empty"),
+        ("version: 1\nmodifiers: {type: rtn}\n", 2, "modifiers must be a list"),
+        ("version: 1\nmodifiers: [rtn]\n", 2, "must be a mapping"),
+        ("version: 1\nmodifiers:\n- {scheme: w8a8}\n", 3, "the key 'type' is missing"),
+        ("version: 1\nmodifiers:\n- {type: rtn}\n", 3, "the key 'scheme' is missing"),
+        ("version: 1\nmodifiers: [{type: rtm, scheme: w8a8}]\n", 2, "did you mean 'rtn'?"),
+        (
+            "version: 1\nmodifiers: [{type: gptq, scheme: w4a8, group_size: 32}]\n",
+            2,
+            "gptq is not available yet; available: rtn",
+        ),
+        (
+            "version: 1\nmodifiers: [{type: rtn, scheme: w4a16}]\n",
+            2,
+            "w4a16 is not available yet; available: w8a8",
+        ),
+        (
+            "version: 1\nmodifiers:\n- type: rtn\n  scheme: w8a8\n  tragets: [a]\n",
+            5,
+            "did you mean 'targets'?",
+        ),
+        (
+            "version: 1\nmodifiers: [{type: rtn, scheme: w8a8, targets: q_proj}]\n",
+            2,
+            "targets must be a list",
+        ),
+        (
+            "version: 1\nmodifiers:\n- type: rtn\n  scheme: w8a8\n  targets:\n  - 're:('\n",
+            6,
+            "not a regular expression",
+        ),
+        ("version: 1\nmodifiers: [\n", 3, "not valid YAML"),
+        ("version: 1\n---\nversion: 1\n", 2, "not valid YAML"),
+        ("- version\n", 1, "the recipe must be a mapping"),
+        ("? [a]\n: 1\n", 1, "a key of the recipe must be one word"),
+    ],
+)
+def test_errors_name_the_file_and_the_line(
+    tmp_path: Path, text: str, line: int, message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(CompressError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant", "sparsegpt", "wanda"])
+def test_planned_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
+    path = write(tmp_path, f"version: 1\nmodifiers: [{{type: {method}, alpha: 1}}]\n")
+    with pytest.raises(CompressError, match=f"{method} is not available yet; available: rtn"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00x", b"a: \x01", b"[" * 5000])
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(CompressError, match=str(path)):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("w8a9", "did you mean 'w8a8'?"),
+        ("w4a16", "w4a16 is not available yet; available: w8a8"),
+        ("sparse24-w8a8", "sparse24-w8a8 is not available yet"),
+        ("nowhere.yaml", "cannot be read: No such file"),
+    ],
+)
+def test_unknown_recipes(spec: str, message: str) -> None:
+    with pytest.raises(CompressError) as caught:
+        resolve(spec)
+    assert message in str(caught.value)
