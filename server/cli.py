@@ -1,7 +1,6 @@
 """`venturi serve`: flags -> configuration -> service."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,24 @@ from server.config import ConfigError, load_config
 from server.console import say
 
 
-@click.command(context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The process's entry: every error is one line with its remedy, and exit code 2."""
+    try:
+        code = serve.main(prog_name="venturi serve", standalone_mode=False)
+    except click.ClickException as error:
+        say(f"{error.format_message()} (see: venturi serve --help)")
+        code = 2
+    except (ConfigError, StartFailed) as error:
+        say(str(error))
+        code = 2
+    except click.Abort:
+        code = 130
+    sys.exit(code)
+
+
+@click.command(
+    "serve", context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", metavar="PRESET|FILE", help="w8a8 (default), a YAML file, or none.")
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
@@ -33,21 +49,14 @@ from server.console import say
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of these.")
-def serve(file: Path | None, **flags: Any) -> None:
+def serve(file: Path | None, **flags: Any) -> int:
     """Compress MODEL (a Hugging Face folder; the embedded one by default) and serve it.
 
     Each option is also an environment variable: --kv-dtype is VENTURI_KV_DTYPE.
     """
-    # The service starts child processes; none of them uses gRPC after the fork.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     given = {name: value for name, value in flags.items() if value is not None}
-    try:
-        config = load_config(given, file)
-        logging.basicConfig(
-            level=config.log_level.upper(), format="venturi: %(levelname)s %(name)s: %(message)s"
-        )
-        code = uvloop.run(run_service(config))
-    except (ConfigError, StartFailed) as error:
-        say(str(error))
-        code = 2
-    sys.exit(code)
+    config = load_config(given, file)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="venturi: %(levelname)s %(name)s: %(message)s"
+    )
+    return uvloop.run(run_service(config))

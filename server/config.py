@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -56,6 +56,12 @@ class ServerConfig(BaseSettings):
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _sequences_fit_a_step(self) -> "ServerConfig":
+        if self.max_sequences > self.token_budget:
+            raise ValueError("--max-sequences must not be above --token-budget")
+        return self
 
     @property
     def served_name(self) -> str:
@@ -109,5 +115,8 @@ def _one_line(error: ValidationError, file: Path | None) -> str:
         near = difflib.get_close_matches(name, ServerConfig.model_fields, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{file}: unknown setting {name!r}{hint}"
+    reason = first["msg"].removeprefix("Value error, ")
+    if not name:
+        return reason
     flag = f"--{name.replace('_', '-')}"
-    return f"{flag} (VENTURI_{name.upper()}): {first['msg']}, not {first.get('input')!r}"
+    return f"{flag} (VENTURI_{name.upper()}): {reason}, not {first.get('input')!r}"

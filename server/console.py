@@ -66,7 +66,8 @@ class StartupDisplay:
     def _line(self, progress: Progress) -> None:
         """A line for each phase, and one for each quarter of a counted one."""
         part = str(4 * progress.item // progress.items) if progress.items else progress.detail
-        if self._shown == (progress.phase, part) or progress.phase == pb.PHASE_READY:
+        said_elsewhere = progress.phase in (pb.PHASE_READY, pb.PHASE_FAILED)
+        if said_elsewhere or self._shown == (progress.phase, part):
             return
         self._shown = (progress.phase, part)
         count = f" {progress.item}/{progress.items}" if progress.items else ""

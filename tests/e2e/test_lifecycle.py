@@ -1,0 +1,214 @@
+"""Start-up, health, drain, engine death: what an operator relies on."""
+
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from venturi import Client
+from venturi.v1 import admin_pb2
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1.admin_pb2_grpc import AdminServiceStub
+from venturi.v1.inference_pb2_grpc import InferenceServiceStub
+
+from server.testing import ServerProcess
+
+Health = health_pb2.HealthCheckResponse
+LONG = pb.Stopping(max_tokens=110, ignore_eos=True)
+
+
+def check(channel: grpc.Channel, service: str = "") -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    return health_pb2_grpc.HealthStub(channel).Check(request).status
+
+
+def details_of(error: grpc.RpcError) -> list[str]:
+    """Names of the google.rpc details in a status."""
+    trailers = dict(error.trailing_metadata())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    return [detail.type_url.rsplit(".", 1)[-1] for detail in status.details]
+
+
+class Watcher:
+    """Collects what a server stream sends, in a thread."""
+
+    def __init__(self, call: object) -> None:
+        self.call, self.messages = call, []
+        self.code: grpc.StatusCode | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            for message in self.call:
+                self.messages.append(message)
+            self.code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            self.code = error.code()
+
+    def wait_for(self, condition: object, seconds: float = 20.0) -> None:
+        give_up = time.monotonic() + seconds
+        while not condition(self.messages):
+            assert time.monotonic() < give_up, (self.messages, self.code)
+            time.sleep(0.01)
+
+    def join(self) -> None:
+        self._thread.join(timeout=20)
+        assert not self._thread.is_alive()
+
+
+def test_the_port_is_open_and_not_serving_until_ready(tmp_path: Path) -> None:
+    """Compressing happens behind an open port; early requests may try again."""
+    with (
+        ServerProcess("--cache-dir", str(tmp_path), wait_ready=False) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = Watcher(health.Watch(health_pb2.HealthCheckRequest()))
+        startup = Watcher(AdminServiceStub(channel).WatchStartup(admin_pb2.WatchStartupRequest()))
+        with pytest.raises(grpc.RpcError) as caught:
+            InferenceServiceStub(channel).Generate(pb.GenerateRequest(text="x"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "RetryInfo" in details_of(caught.value)
+        assert "grpc-retry-pushback-ms" in dict(caught.value.trailing_metadata())
+        watch.wait_for(lambda m: m and m[0].status == Health.NOT_SERVING)
+        assert check(channel, "liveness") == Health.SERVING
+        watch.wait_for(lambda m: m[-1].status == Health.SERVING)
+        startup.join()
+        phases = [message.phase for message in startup.messages]
+        assert phases == sorted(phases)
+        assert phases[-1] == admin_pb2.PHASE_READY
+        assert admin_pb2.PHASE_COMPRESSING in phases
+        counted = [m for m in startup.messages if m.items == 42]
+        assert counted[-1].item == 42
+        watch.call.cancel()
+
+
+def test_a_second_start_is_a_cache_hit(server: ServerProcess, cache_dir: Path) -> None:
+    (artefact,) = (cache_dir / "artefacts").iterdir()
+    before = (artefact / "model.safetensors").stat().st_mtime_ns
+    with ServerProcess("--cache-dir", str(cache_dir)) as second:
+        assert "42/42" not in second.output
+    assert (artefact / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_sigterm_drains(cache_dir: Path, pool: tuple[str, ...]) -> None:
+    """NOT_SERVING at once, new requests refused, running ones complete, exit code 0."""
+    with (
+        ServerProcess("--cache-dir", str(cache_dir), *pool) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = InferenceServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = Watcher(health.Watch(health_pb2.HealthCheckRequest()))
+        stream = Watcher(
+            stub.GenerateStream(pb.GenerateStreamRequest(text="User: hello", stopping=LONG))
+        )
+        stream.wait_for(lambda m: m)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        watch.wait_for(lambda m: m[-1].status == Health.NOT_SERVING)
+        stream.join()
+        assert stream.code is grpc.StatusCode.OK
+        assert stream.messages[-1].summary.usage.completion_tokens == 110
+        assert server.process.wait(timeout=10) == 0
+        assert time.monotonic() - begin < 8
+
+
+def test_drain_refuses_and_ends_what_does_not_end_by_itself(
+    cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    with (
+        ServerProcess("--cache-dir", str(cache_dir), *pool) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub, admin = InferenceServiceStub(channel), AdminServiceStub(channel)
+        stream = Watcher(
+            stub.GenerateStream(pb.GenerateStreamRequest(text="User: hello", stopping=LONG))
+        )
+        stream.wait_for(lambda m: m)
+        request = admin_pb2.DrainRequest()
+        request.timeout.FromMilliseconds(0)
+        response = admin.Drain(request)
+        assert (response.completed, response.aborted) == (0, 1)
+        stream.join()
+        assert stream.code is grpc.StatusCode.UNAVAILABLE
+        assert check(channel) == Health.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Generate(pb.GenerateRequest(text="x"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        load = admin.GetLoad(admin_pb2.GetLoadRequest())
+        assert (load.running, load.kv_blocks_used) == (0, 0)
+
+
+def test_a_killed_engine_is_restarted(cache_dir: Path, pool: tuple[str, ...]) -> None:
+    """Each open stream gets a status, health flips, and the same server serves again."""
+    with (
+        ServerProcess("--cache-dir", str(cache_dir), *pool) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = InferenceServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = Watcher(health.Watch(health_pb2.HealthCheckRequest()))
+        request = pb.GenerateStreamRequest(text="User: hello", stopping=LONG)
+        wanted = "".join(c.text_delta for m in stub.GenerateStream(request) for c in m.chunks)
+        streams = [Watcher(stub.GenerateStream(request)) for _ in range(8)]
+        streams[0].wait_for(lambda m: m)
+        (pid,) = server.engine_pids()
+        os.kill(pid, signal.SIGKILL)
+        for stream in streams:
+            stream.join()
+            expected = grpc.StatusCode.INTERNAL if stream.messages else grpc.StatusCode.UNAVAILABLE
+            assert stream.code is expected
+        watch.wait_for(lambda m: [r.status for r in m[-2:]] == [Health.NOT_SERVING, Health.SERVING])
+        again = "".join(c.text_delta for m in stub.GenerateStream(request) for c in m.chunks)
+        assert again == wanted
+        load = AdminServiceStub(channel).GetLoad(admin_pb2.GetLoadRequest())
+        assert load.engine_restarts_total == 1
+        assert server.engine_pids() != [pid]
+        watch.call.cancel()
+
+
+def test_the_engine_ends_with_a_killed_server(cache_dir: Path) -> None:
+    with ServerProcess("--cache-dir", str(cache_dir)) as server:
+        (pid,) = server.engine_pids()
+        server.process.kill()
+        server.process.wait()
+        give_up = time.monotonic() + 5
+        while Path(f"/proc/{pid}").exists() and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{pid}/fd").exists()
+
+
+def test_a_second_signal_ends_at_once(cache_dir: Path, pool: tuple[str, ...]) -> None:
+    with (
+        ServerProcess("--cache-dir", str(cache_dir), "--token-budget", "64", *pool) as server,
+        Client(server.target) as client,
+    ):
+        with pytest.raises(Exception), client.stream("hi", max_tokens=110, ignore_eos=True) as s:  # noqa: B017, PT011, PT012
+            for _ in s:
+                server.process.send_signal(signal.SIGINT)
+                time.sleep(0.02)
+                server.process.send_signal(signal.SIGINT)
+                time.sleep(1)
+        assert server.process.wait(timeout=8) == 0
+
+
+def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+        ProtoReflectionDescriptorDatabase,
+    )
+
+    names = set(ProtoReflectionDescriptorDatabase(channel).get_services())
+    assert {"venturi.v1.InferenceService", "grpc.health.v1.Health"} <= names
+
+
+def test_the_ready_line_says_the_command_to_try(server: ServerProcess) -> None:
+    ready = server.output[server.output.index("ready on") :]
+    assert re.search(r'venturi generate "User: .*" --max-tokens 60 --target 127.0.0.1:\d+', ready)
