@@ -1,0 +1,152 @@
+"""The core: schedule, run, commit, with a runner whose tokens are known by hand."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+from engine.config import SchedulerConfig
+from engine.core import EngineCore
+from engine.errors import InvalidRequest
+from engine.testing import ArithmeticRunner
+from engine.types import FinishReason, Request, ScheduledBatch, StepOutput
+
+MakeRequest = Callable[..., Request]
+
+
+class Clock(Protocol):
+    now: float
+
+    def __call__(self) -> float: ...
+
+
+class Faulty(ArithmeticRunner):
+    """Fails at the steps named; says that logits of the sequences named are not finite."""
+
+    def __init__(self, fail_at: set[int] | None = None, broken: set[str] | None = None) -> None:
+        super().__init__()
+        self.fail_at = fail_at or set()
+        self.broken = broken or set()
+
+    def run(self, batch: ScheduledBatch) -> list[int]:
+        tokens = super().run(batch)
+        if len(self.steps) in self.fail_at:
+            raise RuntimeError("the kernel fell over")
+        pairs = zip(batch.items, tokens, strict=True)
+        return [-1 if item.sequence.id in self.broken else token for item, token in pairs]
+
+
+def drain(core: EngineCore, steps: int = 500) -> dict[str, tuple[list[int], FinishReason]]:
+    """Tokens and reason of each request; fails where one ends twice or never."""
+    tokens: dict[str, list[int]] = {}
+    ended: dict[str, FinishReason] = {}
+    for _ in range(steps):
+        if not core.has_work:
+            return {name: (tokens.get(name, []), reason) for name, reason in ended.items()}
+        gather(core.step(), tokens, ended)
+    raise AssertionError("the core never came to rest")
+
+
+def gather(
+    output: StepOutput, tokens: dict[str, list[int]], ended: dict[str, FinishReason]
+) -> None:
+    for event in output.tokens:
+        assert event.id not in ended
+        tokens.setdefault(event.id, []).append(event.token)
+    for one in output.finished:
+        assert one.id not in ended
+        ended[one.id] = one.reason
+
+
+@pytest.mark.parametrize("token_budget", [4, 7, 64])
+@pytest.mark.parametrize("num_blocks", [12, 64])
+def test_tokens_are_those_of_the_sequence_alone(
+    make_request: MakeRequest, token_budget: int, num_blocks: int
+) -> None:
+    runner = ArithmeticRunner(num_blocks=num_blocks)
+    core = EngineCore(runner, SchedulerConfig(max_sequences=4, token_budget=token_budget))
+    requests = [make_request(str(n), 1 + 3 * n % 20, 1 + 5 * n % 17) for n in range(12)]
+    for request in requests:
+        core.submit(request)
+    found = drain(core)
+    for request in requests:
+        wanted = runner.expected(request.prompt, request.stopping.max_tokens)
+        assert found[request.id] == (wanted, FinishReason.LENGTH)
+    assert core.stats().blocks_free == num_blocks
+
+
+def test_a_raising_runner_ends_its_batch_only(
+    make_request: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = Faulty(fail_at={2})
+    core = EngineCore(runner, SchedulerConfig(max_sequences=2, token_budget=16))
+    for name in "abc":
+        core.submit(make_request(name))
+    found = drain(core)
+    assert [found[name][1] for name in "ab"] == [FinishReason.ERROR] * 2
+    assert found["c"] == (runner.expected([1, 2, 3], 4), FinishReason.LENGTH)
+    assert "the kernel fell over" in caplog.text
+    core.submit(make_request("a"))
+    assert drain(core)["a"] == (runner.expected([1, 2, 3], 4), FinishReason.LENGTH)
+    assert core.stats().blocks_used == 0
+
+
+def test_a_failed_step_keeps_what_ended_before_it(make_request: MakeRequest) -> None:
+    core = EngineCore(Faulty(fail_at={1}), SchedulerConfig())
+    core.submit(make_request("gone"))
+    core.submit(make_request("unlucky"))
+    core.cancel("gone")
+    output = core.step()
+    assert [(one.id, one.reason) for one in output.finished] == [
+        ("gone", FinishReason.CANCELLED),
+        ("unlucky", FinishReason.ERROR),
+    ]
+
+
+def test_the_message_of_a_failed_step_tells_no_internals(make_request: MakeRequest) -> None:
+    core = EngineCore(Faulty(fail_at={1}), SchedulerConfig())
+    core.submit(make_request("a"))
+    (finished,) = core.step().finished
+    assert finished.message
+    assert "fell over" not in finished.message
+
+
+def test_broken_logits_end_their_own_request(make_request: MakeRequest) -> None:
+    runner = Faulty(broken={"b"})
+    core = EngineCore(runner, SchedulerConfig())
+    for name in "abc":
+        core.submit(make_request(name))
+    found = drain(core)
+    assert found.pop("b") == ([], FinishReason.ERROR)
+    assert all(
+        one == (runner.expected([1, 2, 3], 4), FinishReason.LENGTH) for one in found.values()
+    )
+
+
+def test_a_refused_request_leaves_no_trace(make_request: MakeRequest) -> None:
+    core = EngineCore(ArithmeticRunner(), SchedulerConfig())
+    with pytest.raises(InvalidRequest):
+        core.submit(make_request("a", 200, 200))
+    assert not core.has_work
+    assert core.stats().queued == 0
+
+
+def test_a_step_without_work_says_nothing() -> None:
+    core = EngineCore(ArithmeticRunner(), SchedulerConfig())
+    assert not core.step()
+
+
+def test_the_clock_given_decides_deadlines(make_request: MakeRequest, clock: Clock) -> None:
+    core = EngineCore(ArithmeticRunner(), SchedulerConfig(), clock)
+    core.submit(make_request("a", 3, 50, deadline=10.0))
+    for _ in range(5):
+        assert not core.step().finished
+    clock.now = 10.0
+    (finished,) = core.step().finished
+    assert finished.reason is FinishReason.DEADLINE
+    assert finished.finished_at == 10.0
+
+
+def test_the_report_has_the_longest_sequence_that_fits() -> None:
+    runner = ArithmeticRunner(num_blocks=5, block_size=4, context_length=256)
+    assert EngineCore(runner, SchedulerConfig()).report().max_sequence_tokens == 20
