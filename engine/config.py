@@ -32,7 +32,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConfig:
-    """Which implementation computes. ``threads`` None uses all cores."""
+    """Which implementation computes. ``threads`` None chooses by the model's size."""
 
     backend: str = "torch"
     threads: int | None = None

@@ -1,6 +1,6 @@
 """Owns the model and the KV tensors; runs a scheduled batch."""
 
-import logging
+import os
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +23,7 @@ from engine.types import (
     StoppingParams,
 )
 
-logger = logging.getLogger(__name__)
+_ONE_THREAD_BYTES = 32 << 20
 
 
 class ModelRunner:
@@ -40,10 +40,9 @@ class ModelRunner:
         cls, config: EngineConfig, progress: Progress = lambda item, items: None
     ) -> "ModelRunner":
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
-        if config.kernels.threads is not None:
-            torch.set_num_threads(config.kernels.threads)
         with torch.inference_mode():
             model = load(config.model_dir, config.kernels.backend, progress)
+            torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)
             runner = cls(model, *_allocate(config, model))
@@ -110,6 +109,16 @@ class ModelRunner:
             kv_bytes=self._cache.nbytes,
             format=self._model.format,
         )
+
+
+def _default_threads(model: LoadedModel) -> int:
+    """One for a model that a core's caches nearly hold, else all.
+
+    There, waiting for a second thread at the end of each small kernel costs more than it
+    brings, and where another process has that core the wait is a time slice.
+    """
+    weight_bytes = sum(linear.nbytes for linear in model.linears)
+    return 1 if weight_bytes < _ONE_THREAD_BYTES else os.cpu_count() or 1
 
 
 def _allocate(config: EngineConfig, model: LoadedModel) -> tuple[KvCache, int, int]:

@@ -43,7 +43,7 @@ def main() -> None:
 @click.option("--max-requests", type=int, help="Open requests; more are refused. Default 256.")
 @click.option("--max-sequences", type=int, help="Sequences in a step. Default 64.")
 @click.option("--token-budget", type=int, help="Tokens in a step. Default 512.")
-@click.option("--threads", type=int, help="Threads of the engine; default: all cores.")
+@click.option("--threads", type=int, help="Threads of the engine; default: by size.")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")

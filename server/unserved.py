@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from venturi.v1 import inference_pb2
 
@@ -30,6 +29,7 @@ SERVED = {
     "cache",
     "stream",
 }
+_PACKAGE = inference_pb2.DESCRIPTOR.package
 # Values that ask for what happens anyway.
 NEUTRAL: dict[str, Any] = {
     "sampling.n": 1,
@@ -50,7 +50,7 @@ def refuse_unserved(message: Message, path: str = "") -> None:
         name = f"{path}.{field.name}" if path else field.name
         if name in SERVED or NEUTRAL.get(name) == value:
             continue
-        inner = field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated
-        if not inner or not any(known.startswith(f"{name}.") for known in (*SERVED, *NEUTRAL)):
+        ours = field.message_type is not None and field.message_type.file.package == _PACKAGE
+        if not ours or field.is_repeated:
             raise NotServed(name, "this server does not serve this field")
         refuse_unserved(value, name)
