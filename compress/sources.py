@@ -13,7 +13,7 @@ from compress.errors import CompressError
 MANIFEST_NAME = "venturi.json"
 WEIGHT_INDEX = "model.safetensors.index.json"
 _SINGLE_WEIGHTS = "model.safetensors"
-_NEVER_COPIED = ("config.json", WEIGHT_INDEX, MANIFEST_NAME, "report.json")
+_NEVER_COPIED = ("config.json", MANIFEST_NAME, "report.json")
 # Data only: no pickles (.bin, .pt) and no code (.py).
 _COPIED_SUFFIXES = ("", ".json", ".txt", ".jinja", ".md", ".model", ".tiktoken")
 _CHUNK_BYTES = 1 << 20
@@ -105,6 +105,7 @@ def copied_names(folder: Path) -> list[str]:
         if path.is_file()
         and path.suffix in _COPIED_SUFFIXES
         and not path.name.startswith(".")
+        and not path.name.endswith(".index.json")
         and path.name not in _NEVER_COPIED
     )
 

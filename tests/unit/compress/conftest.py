@@ -44,6 +44,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "tokenizer.json").write_text("{}")
         (folder / "pytorch_model.bin").write_bytes(b"never copied")
+        (folder / "pytorch_model.bin.index.json").write_text("{}")
         (folder / "modeling.py").write_text("never copied")
         return folder
 
