@@ -11,7 +11,7 @@ _INTERVAL_S = 0.01
 def rss_anon_bytes() -> int | None:
     """RssAnon: resident memory without mapped files. None where the system has no such count."""
     try:
-        for line in _STATUS.read_text(encoding="ascii").splitlines():
+        for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     except OSError:
