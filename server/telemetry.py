@@ -7,8 +7,10 @@ GenAI conventions; prompts and completions are never recorded.
 """
 
 import os
+import threading
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 # Unix time at monotonic time 0, so that times of the engine process can be exported.
 _EPOCH_NS = time.time_ns() - time.monotonic_ns()
-_FLUSH_MS = 3000
+_FLUSH_S = 3.0
 
 
 def unix_ns(monotonic_s: float) -> int:
@@ -48,7 +50,7 @@ class ServerSpan:
             return
         edges = (end.arrival, end.tokenized, end.scheduled, end.first_token, end.finished)
         names = ("tokenize", "queue", "prefill", "decode")
-        for name, begin, stop in zip(names, edges, edges[1:], strict=True):
+        for name, (begin, stop) in zip(names, pairwise(edges), strict=True):
             if begin is not None:
                 last = end.finished if stop is None else stop
                 self._telemetry.child(self._span, name, unix_ns(begin), unix_ns(last))
@@ -84,7 +86,7 @@ class Telemetry:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         resource = Resource.create({"service.name": "venturi", **attributes})
-        provider = TracerProvider(resource=resource)
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         return cls(provider)
 
@@ -133,7 +135,8 @@ class Telemetry:
         return span
 
     def shutdown(self) -> None:
-        """Sends what is left, for at most three seconds."""
+        """Sends what is left, for at most three seconds: a receiver may be gone."""
         if self._provider is not None:
-            self._provider.force_flush(_FLUSH_MS)
-            self._provider.shutdown()
+            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+            sending.start()
+            sending.join(_FLUSH_S)

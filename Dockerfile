@@ -1,0 +1,42 @@
+# docker build --target cpu -t venturi .            (default)
+# docker build --target cuda -t venturi:cuda .
+# docker run --read-only --tmpfs /tmp -v venturi:/home/venturi/.cache -p 50051:50051 venturi
+
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+RUN python -m venv /opt/venturi
+ENV PATH=/opt/venturi/bin:$PATH
+# Dependencies first: they change less often than the code.
+COPY constraints.txt pyproject.toml README.md ./
+COPY clients/python clients/python
+ARG TORCH_INDEX_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+RUN pip install --no-cache-dir ${TORCH_INDEX_ARGS} -c constraints.txt torch
+COPY server server
+COPY engine engine
+COPY compress compress
+RUN pip install --no-cache-dir -c constraints.txt ./clients/python .
+
+FROM build AS build-cuda
+RUN pip uninstall -y torch && pip install --no-cache-dir -c constraints.txt torch
+
+FROM python:3.11-slim-bookworm AS base
+RUN useradd --create-home --uid 10001 venturi
+LABEL org.opencontainers.image.title="venturi" \
+      org.opencontainers.image.description="gRPC inference with compression built in" \
+      org.opencontainers.image.licenses="Apache-2.0"
+ENV PATH=/opt/venturi/bin:$PATH VENTURI_HOST=0.0.0.0 PYTHONUNBUFFERED=1
+USER venturi
+WORKDIR /home/venturi
+EXPOSE 50051
+# Compressing a large model takes its time; liveness is another health name.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m \
+    CMD ["venturi", "health", "--target", "127.0.0.1:50051"]
+# Exec form: SIGTERM reaches the server, which drains.
+ENTRYPOINT ["venturi"]
+CMD ["serve"]
+
+FROM base AS cuda
+COPY --from=build-cuda /opt/venturi /opt/venturi
+
+FROM base AS cpu
+COPY --from=build /opt/venturi /opt/venturi
