@@ -1,0 +1,276 @@
+"""Kernels against their references: odd shapes, extreme values, batches against single rows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.formats.int_quantized import Int8Weight
+from engine.kernels import BACKENDS, TABLE, kernel, reference
+from engine.layers.linear import Int8Linear, Split, make_fused, make_linear, quantize_int8
+from engine.self_test import check_linear
+
+LINEAR_SHAPES = [(1, 1, 1), (1, 33, 7), (3, 64, 64), (5, 100, 257), (17, 31, 3), (130, 96, 48)]
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_int8(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+
+
+@backends
+@pytest.mark.parametrize(("M", "K", "N"), LINEAR_SHAPES)
+def test_int8_linear_is_bit_equal(backend: str, M: int, K: int, N: int) -> None:
+    x, q, scale = randn(M, K), random_int8(N, K), torch.rand(N)
+    wanted = reference.int8_linear(x, q, scale)
+    assert torch.equal(kernel("int8_linear", backend)(x, q, scale), wanted)
+
+
+@backends
+@pytest.mark.parametrize("K", [64, 1000, 4096])
+@pytest.mark.parametrize("fill", [-128, 127])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_int8_linear_does_not_saturate(backend: str, K: int, fill: int, sign: float) -> None:
+    """All products at their largest: instructions that add pairs in 16 bits would overflow."""
+    x = torch.full((2, K), sign)
+    q = torch.full((5, K), fill, dtype=torch.int8)
+    found = kernel("int8_linear", backend)(x, q, torch.ones(5))
+    assert torch.equal(found, reference.int8_linear(x, q, torch.ones(5)))
+    assert float(found[0, 0]) == pytest.approx(sign * fill * K, rel=1e-6)
+
+
+WITHOUT_VNNI = """
+import torch
+from engine.kernels import kernel, reference
+torch.set_num_threads(1)
+x, q = torch.full((4, 64), 1.0), torch.full((9, 64), -128, dtype=torch.int8)
+found = kernel("int8_linear", "torch")(x, q, torch.ones(9))
+assert torch.equal(found, reference.int8_linear(x, q, torch.ones(9))), found[0, 0]
+"""
+
+
+def test_int8_linear_does_not_saturate_on_processors_without_vnni() -> None:
+    """oneDNN is told to use AVX2 only, as on most machines from before 2019."""
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_VNNI],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        cwd=Path(__file__).parents[3],
+        check=True,
+    )
+
+
+@backends
+def test_int8_linear_takes_zero_rows_and_outliers(backend: str) -> None:
+    x = randn(6, 70)
+    x[0] = 0.0
+    x[1] *= 1e-30
+    x[2, 3] = 1e4
+    x[3] = 0.5  # 0.5 * (127 / 0.5) is exact, and so is every tie that follows
+    x[4] = torch.arange(70) / 2 / 127
+    q, scale = random_int8(9, 70), torch.rand(9)
+    q[4], scale[5] = -128, 0.0
+    found = kernel("int8_linear", backend)(x, q, scale)
+    assert torch.equal(found, reference.int8_linear(x, q, scale))
+    assert not bool(found[0].any())
+    assert bool(torch.isfinite(found).all())
+
+
+@backends
+@pytest.mark.parametrize("M", [2, 3, 8, 33])
+def test_int8_linear_gives_a_row_the_same_alone(backend: str, M: int) -> None:
+    linear = kernel("int8_linear", backend)
+    x, q, scale = randn(M, 96), random_int8(40, 96), torch.rand(40)
+    together = linear(x, q, scale)
+    for row in range(M):
+        assert torch.equal(linear(x[row : row + 1], q, scale)[0], together[row])
+
+
+@backends
+def test_int8_linear_is_near_the_dense_product(backend: str) -> None:
+    x, dense = randn(4, 256), randn(32, 256, seed=1)
+    linear = make_linear(quantize_int8(dense), backend)
+    wanted = x @ dense.t()
+    assert float((linear(x) - wanted).abs().max() / wanted.abs().max()) < 0.02
+
+
+def test_activations_round_half_to_even() -> None:
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5]])
+    q, scale = reference.quantize_activations(x)
+    assert q.tolist() == [[127, 0, 2, 2, 0, -2, -126]]
+    assert float(scale) == pytest.approx(1.0)
+
+
+def test_activations_of_a_zero_row_have_scale_zero() -> None:
+    q, scale = reference.quantize_activations(torch.zeros(2, 5))
+    assert not bool(q.any())
+    assert scale.tolist() == [0.0, 0.0]
+
+
+@backends
+@pytest.mark.parametrize(("M", "K", "N"), LINEAR_SHAPES)
+def test_dense_linear_is_near_the_exact_product(backend: str, M: int, K: int, N: int) -> None:
+    x, weight = randn(M, K), randn(N, K, seed=1)
+    found = kernel("dense_linear", backend)(x, weight)
+    assert torch.allclose(found.double(), x.double() @ weight.double().t(), atol=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_rms_norm_is_near_the_exact_one(backend: str, scale: float) -> None:
+    x, weight = randn(5, 77) * scale, randn(77, seed=1)
+    x[0] = 0.0
+    found = kernel("rms_norm", backend)(x, weight, 1e-5)
+    wanted = reference.rms_norm(x.double(), weight.double(), 1e-5)
+    assert torch.allclose(found.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def attention_case(
+    lengths: list[int], L: int, H: int, J: int, D: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random queries, and keys and values padded with zeros as a cache reads them."""
+    B, S = len(lengths), max(lengths) + 3
+    q, k, v = randn(B, L, H, D, seed=seed), randn(B, J, S, D, seed=seed + 1), randn(B, J, S, D)
+    for n, length in enumerate(lengths):
+        k[n, :, length:] = v[n, :, length:] = 0.0
+    return q, k, v, torch.tensor(lengths)
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+    parts = [
+        reference.attention(
+            q[n], k[n, :, :length].transpose(0, 1), v[n, :, :length].transpose(0, 1)
+        )
+        for n, length in enumerate(lengths.tolist())
+    ]
+    return torch.stack(parts)
+
+
+HEADS = [(4, 4, 16), (6, 3, 10), (8, 1, 32), (2, 1, 2), (8, 4, 64)]
+
+
+@backends
+@pytest.mark.parametrize(("H", "J", "D"), HEADS)
+@pytest.mark.parametrize("lengths", [[1], [1, 1], [5, 1, 9, 64], [33, 32, 31]])
+def test_decode_attention_is_near_the_reference(
+    backend: str, H: int, J: int, D: int, lengths: list[int]
+) -> None:
+    case = attention_case(lengths, 1, H, J, D)
+    found = kernel("attention", backend)(*case)
+    assert found.shape == (len(lengths), 1, H, D)
+    assert torch.allclose(found, attention_reference(*case), atol=1e-5)
+
+
+@backends
+@pytest.mark.parametrize(("H", "J", "D"), HEADS)
+@pytest.mark.parametrize(("L", "length"), [(2, 2), (7, 7), (5, 40), (33, 34), (1, 50)])
+def test_prefill_attention_is_near_the_reference(
+    backend: str, H: int, J: int, D: int, L: int, length: int
+) -> None:
+    case = attention_case([length], L, H, J, D, seed=L)
+    found = kernel("attention", backend)(*case)
+    assert torch.allclose(found, attention_reference(*case), atol=1e-5)
+
+
+@backends
+def test_attention_survives_large_scores(backend: str) -> None:
+    q, k, v, lengths = attention_case([9, 20], 1, 4, 2, 8)
+    case = (q * 100, k * 100, v, lengths)
+    found = kernel("attention", backend)(*case)
+    assert torch.allclose(found, attention_reference(*case), atol=1e-5)
+
+
+@backends
+def test_attention_sees_no_future(backend: str) -> None:
+    q, k, v, lengths = attention_case([12], 6, 4, 2, 8)
+    before = kernel("attention", backend)(q, k, v, lengths)
+    k[:, :, 9:12] += 5.0
+    v[:, :, 9:12] -= 5.0
+    after = kernel("attention", backend)(q, k, v, lengths)
+    assert torch.equal(before[:, :3], after[:, :3])
+    assert not torch.allclose(before[:, 3:], after[:, 3:])
+
+
+def test_the_table_finds_every_kernel() -> None:
+    for operation, backend in TABLE:
+        assert callable(kernel(operation, backend))
+
+
+def test_every_backend_has_every_operation() -> None:
+    operations = {operation for operation, _ in TABLE}
+    for backend in BACKENDS:
+        assert {operation for operation, name in TABLE if name == backend} == operations
+
+
+@pytest.mark.parametrize(("operation", "name"), [("int8_linear", "nobody"), ("magic", "torch")])
+def test_a_kernel_that_does_not_exist_is_refused(operation: str, name: str) -> None:
+    with pytest.raises(ModelLoadError, match=name):
+        kernel(operation, name)
+
+
+def int8(rows: int, columns: int = 24, seed: int = 0) -> Int8Weight:
+    return Int8Weight(random_int8(rows, columns, seed=seed), torch.rand(rows) + 0.01)
+
+
+@backends
+def test_fused_layers_give_what_single_ones_give(backend: str) -> None:
+    x = randn(3, 24)
+    quantised, dense = [int8(5), int8(7, seed=1)], [randn(4, 24), randn(2, 24, seed=1)]
+    for weights in (quantised, dense, [*quantised, *dense]):
+        singles = [make_linear(weight, backend)(x) for weight in weights]
+        fused = make_fused(weights, backend)
+        assert isinstance(fused, Split) == (len(weights) == 4)
+        assert torch.allclose(fused(x), torch.cat(singles, 1), atol=1e-6)
+        check_linear(fused)
+
+
+@backends
+def test_the_self_test_passes_good_layers(backend: str) -> None:
+    for rows in (1, 64, 65, 200):
+        check_linear(make_linear(int8(rows), backend))
+        check_linear(make_linear(randn(rows, 24), backend))
+
+
+def test_the_self_test_finds_a_kernel_that_is_off_by_one_bit() -> None:
+    weight = int8(6)
+
+    def broken(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        out = reference.int8_linear(x, q, scale)
+        out[-1, 3] = torch.nextafter(out[-1, 3], torch.tensor(torch.inf))
+        return out
+
+    with pytest.raises(ModelLoadError, match="self-test"):
+        check_linear(Int8Linear(weight.q_NK, weight.scale_N, broken))
+
+
+def test_the_self_test_finds_a_kernel_that_fails_on_several_rows_only() -> None:
+    good, weight = make_linear(randn(6, 24), "torch"), randn(6, 24)
+
+    def broken(x: Tensor, w: Tensor) -> Tensor:
+        return x @ w.t() * (1.0 if len(x) == 1 else 1.01)
+
+    check_linear(good)
+    linear = type(good)(weight, broken)  # type: ignore[call-arg]
+    with pytest.raises(ModelLoadError, match="self-test"):
+        check_linear(linear)
+    with pytest.raises(ModelLoadError, match="self-test"):
+        check_linear(Split((good, linear)))
+
+
+def test_the_self_test_finds_swapped_out_features() -> None:
+    weight = int8(6)
+
+    def swapped(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+        return reference.int8_linear(x, q, scale).flip(1)
+
+    with pytest.raises(ModelLoadError):
+        check_linear(Int8Linear(weight.q_NK, weight.scale_N, swapped))

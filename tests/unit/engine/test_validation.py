@@ -1,0 +1,153 @@
+"""Validation: each bound from both sides, and values that are no numbers."""
+
+import math
+from typing import Any
+
+import pytest
+
+from engine.client.defaults import GenerationDefaults
+from engine.client.requests import GenerationRequest
+from engine.client.validation import (
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_IDS,
+    MAX_STOPS,
+    Limits,
+    check,
+    check_ids,
+    sampling_params,
+    stopping_params,
+)
+from engine.config import SchedulerConfig
+from engine.core import EngineCore
+from engine.errors import InvalidRequest
+from engine.testing import ArithmeticRunner
+from engine.types import StoppingParams
+
+LIMITS = Limits(vocabulary_size=100, max_sequence_tokens=64)
+
+
+def request(**values: Any) -> GenerationRequest:
+    return GenerationRequest(**{"id": "a", "prompt": "x", **values})
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("temperature", [0.0, 1e-3, 1, 100.0]),
+        ("top_p", [1e-9, 0.5, 1, 1.0]),
+        ("top_k", [0, 1, 100]),
+        ("seed", [0, 1, (1 << 63), (1 << 64) - 1]),
+        ("max_tokens", [1, 64]),
+        ("max_duration", [1e-3, 1, 86400.0]),
+        ("stop", [(), ("a",), ("a" * MAX_STOP_CHARACTERS,) * MAX_STOPS]),
+        ("stop_token_ids", [(), (0, 99), (5,) * MAX_STOP_IDS]),
+        ("prompt", ["", [], [0, 99]]),
+    ],
+)
+def test_values_within_bounds_pass(name: str, good: list[Any]) -> None:
+    for value in [*good, *([] if name in ("prompt", "stop_token_ids") else [None])]:
+        check(request(**{name: value}), LIMITS)
+
+
+NUMBERS_THAT_ARE_NONE = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "bad"),
+    [
+        ("temperature", "sampling.temperature", [-1e-9, 100.1, *NUMBERS_THAT_ARE_NONE]),
+        ("top_p", "sampling.top_p", [0, 0.0, -0.5, 1.0001, *NUMBERS_THAT_ARE_NONE]),
+        ("top_k", "sampling.top_k", [-1, 101, 10**18]),
+        ("seed", "sampling.seed", [-1, 1 << 64]),
+        ("max_tokens", "stopping.max_tokens", [0, -1, 65, 10**18]),
+        ("max_duration", "stopping.max_duration", [0, 1e-4, 86401, *NUMBERS_THAT_ARE_NONE]),
+        ("stop", "stopping.stop", [("",), ("a", ""), ("a",) * 17, ("a" * 257,)]),
+        ("stop_token_ids", "stopping.stop_token_ids", [(-1,), (100,), (1,) * 129]),
+        ("prompt", "token_ids", [[-1], [100], [1, 2, 10**30]]),
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_name(name: str, field: str, bad: list[Any]) -> None:
+    for value in bad:
+        with pytest.raises(InvalidRequest) as caught:
+            check(request(**{name: value}), LIMITS)
+        assert caught.value.field == field, value
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "seed", "max_tokens"])
+def test_numbers_too_large_for_a_float_are_refused_too(name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        check(request(**{name: 10**400}), LIMITS)
+
+
+def test_limits_are_those_of_the_report() -> None:
+    report = EngineCore(ArithmeticRunner(num_blocks=3), SchedulerConfig()).report()
+    assert Limits.of(report) == Limits(vocabulary_size=97, max_sequence_tokens=12)
+
+
+def test_ids_are_checked_against_the_vocabulary() -> None:
+    check_ids("x", (0, 99), LIMITS)
+    with pytest.raises(InvalidRequest, match="99"):
+        check_ids("x", [100], LIMITS)
+
+
+DEFAULTS = GenerationDefaults(temperature=0.5, top_p=0.9, top_k=7, eos_token_ids=(1, 2))
+
+
+def test_what_is_open_comes_from_the_model() -> None:
+    params = sampling_params(request(), DEFAULTS)
+    assert (params.temperature, params.top_p, params.top_k) == (0.5, 0.9, 7)
+
+
+def test_what_is_said_wins_also_where_it_is_zero() -> None:
+    params = sampling_params(request(temperature=0.0, top_k=0, top_p=1.0, seed=0), DEFAULTS)
+    assert (params.temperature, params.top_p, params.top_k, params.seed) == (0.0, 1.0, 0, 0)
+
+
+def test_a_request_without_a_seed_gets_a_random_one_of_64_bits() -> None:
+    seeds = {sampling_params(request(), DEFAULTS).seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 1 << 64 for seed in seeds)
+
+
+def stopping(prompt_tokens: int, **values: Any) -> StoppingParams:
+    return stopping_params(request(**values), DEFAULTS, LIMITS, prompt_tokens, arrival=100.0)
+
+
+def test_without_max_tokens_the_context_is_the_limit() -> None:
+    assert stopping(10).max_tokens == 54
+    assert stopping(63).max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "field"),
+    [
+        (0, None, "input"),
+        (0, 5, "input"),
+        (64, None, "input"),
+        (1000, None, "input"),
+        (60, 5, "stopping.max_tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    prompt_tokens: int, max_tokens: int | None, field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        stopping(prompt_tokens, max_tokens=max_tokens)
+    assert caught.value.field == field
+
+
+def test_prompt_and_max_tokens_may_fill_the_context() -> None:
+    assert stopping(59, max_tokens=5).max_tokens == 5
+
+
+def test_end_tokens_are_the_models_unless_ignored() -> None:
+    assert stopping(3).eos_token_ids == (1, 2)
+    assert stopping(3, ignore_eos=True).eos_token_ids == ()
+    assert stopping(3, stop_token_ids=(7,)).stop_token_ids == (7,)
+
+
+def test_max_duration_counts_from_arrival_and_deadline_is_a_time() -> None:
+    params = stopping(3, max_duration=2.5, deadline=101.0)
+    assert (params.time_limit, params.deadline) == (102.5, 101.0)
+    assert (stopping(3).time_limit, stopping(3).deadline) == (None, None)
