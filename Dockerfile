@@ -1,4 +1,4 @@
-# docker build --target cpu -t venturi .            (default)
+# docker build --target cpu --build-arg TORCH_INDEX_URL=... -t venturi .
 # docker build --target cuda -t venturi:cuda .
 # docker run --read-only --tmpfs /tmp -v venturi:/home/venturi/.cache -p 50051:50051 venturi
 
@@ -9,8 +9,10 @@ ENV PATH=/opt/venturi/bin:$PATH
 # Dependencies first: they change less often than the code.
 COPY constraints.txt pyproject.toml README.md ./
 COPY clients/python clients/python
-ARG TORCH_INDEX_ARGS="--index-url https://download.pytorch.org/whl/cpu"
-RUN pip install --no-cache-dir ${TORCH_INDEX_ARGS} -c constraints.txt torch
+# PyTorch's index of CPU wheels makes the image some gigabytes smaller.
+ARG TORCH_INDEX_URL=""
+RUN pip install --no-cache-dir ${TORCH_INDEX_URL:+--index-url $TORCH_INDEX_URL} \
+    -c constraints.txt torch
 COPY server server
 COPY engine engine
 COPY compress compress

@@ -81,7 +81,7 @@ class EngineClient:
             await asyncio.gather(self._restart, return_exceptions=True)
         if self._transport is not None:
             await self._transport.stop()
-        self._end_all("the engine was stopped")
+        self._end_all(FinishReason.CANCELLED, "the engine was stopped")
 
     def submit(self, request: Request) -> TokenStream:
         """Hands a request to the engine. Raises ``EngineUnavailable``."""
@@ -158,7 +158,7 @@ class EngineClient:
             self._backoff_s = _FIRST_BACKOFF_S
         self._set_state(EngineState.RESTARTING)
         logger.warning("%s; restart in %.1f s", how, self._backoff_s)
-        self._end_all(how)
+        self._end_all(FinishReason.ERROR, how)
         self._restart = asyncio.create_task(self._restart_later())
 
     async def _restart_later(self) -> None:
@@ -171,13 +171,13 @@ class EngineClient:
         self._transport = self._make_transport()
         await self._transport.start(self._on_message, self._on_exit)
 
-    def _end_all(self, message: str) -> None:
+    def _end_all(self, reason: FinishReason, message: str) -> None:
         streams, self._streams = self._streams, {}
         for request_id, stream in streams.items():
             stream.put_finished(
                 Finished(
                     id=request_id,
-                    reason=FinishReason.ERROR,
+                    reason=reason,
                     scheduled_at=None,
                     first_token_at=None,
                     finished_at=time.monotonic(),
