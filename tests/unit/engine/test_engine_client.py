@@ -1,0 +1,344 @@
+"""The engine's keeper: start, restart with growing pauses, stop; with a transport made of paper."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+
+import pytest
+
+from engine.client.engine_client import EngineClient, EngineState
+from engine.client.stream import Coalescing, Slice, TokenStream
+from engine.config import SchedulerConfig
+from engine.core import EngineCore
+from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
+from engine.local import LocalTransport
+from engine.messages import (
+    Cancel,
+    Events,
+    FromEngine,
+    GetStats,
+    LoadFailed,
+    Loading,
+    Ready,
+    Stats,
+    Submit,
+    ToEngine,
+)
+from engine.testing import ArithmeticRunner
+from engine.types import Finished, FinishReason, Request, StepOutput, TokenEvent
+
+MakeRequest = Callable[..., Request]
+CORE = EngineCore(ArithmeticRunner(), SchedulerConfig())
+READY = Ready(CORE.report())
+
+
+class Paper:
+    """A transport that does what the test says, by calling ``message`` and ``exit``."""
+
+    def __init__(self, on_start: str = "") -> None:
+        self.on_start = on_start
+        self.made_at = time.monotonic()
+        self.sent: list[ToEngine] = []
+        self.stopped = 0
+        self.message: Callable[[FromEngine], None] = lambda message: None
+        self.exit: Callable[[str], None] = lambda how: None
+
+    async def start(
+        self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]
+    ) -> None:
+        self.message, self.exit = on_message, on_exit
+        loop = asyncio.get_running_loop()
+        match self.on_start:
+            case "raise":
+                raise OSError("no process can be started")
+            case "ready":
+                loop.call_soon(on_message, READY)
+            case "exit":
+                loop.call_soon(on_exit, "it fell over")
+
+    def send(self, message: ToEngine) -> None:
+        self.sent.append(message)
+
+    async def stop(self) -> None:
+        self.stopped += 1
+
+
+class Shop:
+    """Makes the transports in the order of ``plan``; the last plan goes on for ever."""
+
+    def __init__(self, *plan: str) -> None:
+        self.plan = plan
+        self.made: list[Paper] = []
+
+    def __call__(self) -> Paper:
+        self.made.append(Paper(self.plan[min(len(self.made), len(self.plan) - 1)]))
+        return self.made[-1]
+
+
+async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def started(*plan: str) -> tuple[EngineClient, Shop]:
+    shop = Shop(*plan)
+    client = EngineClient(shop)
+    async with asyncio.timeout(5):
+        await client.start()
+    return client, shop
+
+
+def ended(request_id: str, reason: FinishReason = FinishReason.LENGTH) -> Finished:
+    return Finished(
+        id=request_id, reason=reason, scheduled_at=None, first_token_at=None, finished_at=1.0
+    )
+
+
+async def read(stream: TokenStream) -> Slice:
+    async with asyncio.timeout(5):
+        return await stream.next(Coalescing())
+
+
+async def test_start_waits_for_the_model_and_tells_of_loading() -> None:
+    shop, client = Shop(""), None
+    client = EngineClient(shop)
+    loaded: list[Loading] = []
+    states: list[EngineState] = []
+    client.on_loading = loaded.append
+    client.on_change = lambda: states.append(client.state)
+    starting = asyncio.ensure_future(client.start())
+    await until(lambda: bool(shop.made))
+    shop.made[0].message(Loading(1, 2, "m"))
+    await asyncio.sleep(0.01)
+    assert not starting.done()
+    assert client.state is EngineState.STARTING
+    shop.made[0].message(READY)
+    assert await starting == client.report == READY.report
+    assert loaded == [Loading(1, 2, "m")]
+    assert states == [EngineState.READY]
+
+
+async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
+    shop = Shop("")
+    client = EngineClient(shop)
+    starting = asyncio.ensure_future(client.start())
+    await until(lambda: bool(shop.made))
+    shop.made[0].message(LoadFailed("config.json is missing"))
+    shop.made[0].exit("the engine process ended with code 2")
+    with pytest.raises(ModelLoadError, match=r"config\.json is missing"):
+        await starting
+    assert client.state is EngineState.FAILED
+    await asyncio.sleep(0.15)
+    assert len(shop.made) == 1
+
+
+async def test_an_engine_that_dies_while_it_loads_is_a_load_error() -> None:
+    with pytest.raises(ModelLoadError, match="fell over"):
+        await started("exit")
+
+
+async def test_before_it_is_ready_nothing_is_accepted(make_request: MakeRequest) -> None:
+    client = EngineClient(Shop(""))
+    with pytest.raises(EngineUnavailable):
+        client.submit(make_request("a"))
+    with pytest.raises(EngineUnavailable):
+        await client.stats()
+
+
+async def test_events_find_their_streams(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    streams = {name: client.submit(make_request(name)) for name in "ab"}
+    assert [m.request.id for m in shop.made[0].sent if isinstance(m, Submit)] == ["a", "b"]
+    tokens = [TokenEvent(id=name, token=n) for n, name in enumerate("abcb")]
+    shop.made[0].message(Events(StepOutput(tokens, [ended("b"), ended("stranger")])))
+    assert await read(streams["a"]) == Slice([0], None)
+    assert await read(streams["b"]) == Slice([1, 3], ended("b"))
+
+
+async def test_a_live_id_is_refused_and_its_first_owner_goes_on(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    first = client.submit(make_request("same"))
+    with pytest.raises(InvalidRequest):
+        client.submit(make_request("same"))
+    tokens = [TokenEvent(id="same", token=5)]
+    shop.made[0].message(Events(StepOutput(tokens, [ended("same")])))
+    assert await read(first) == Slice([5], ended("same"))
+    client.submit(make_request("same"))
+
+
+async def test_cancel_goes_to_the_engine_for_open_requests_only(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    for name in "abc":
+        client.submit(make_request(name))
+    client.cancel("nobody")
+    client.cancel("b")
+    shop.made[0].message(Events(StepOutput(finished=[ended("b")])))
+    client.cancel("b")
+    client.cancel_all()
+    cancels = [message.id for message in shop.made[0].sent if isinstance(message, Cancel)]
+    assert cancels == ["b", "a", "c"]
+
+
+async def test_stats_are_answered_in_order_also_where_somebody_left() -> None:
+    client, shop = await started("ready")
+    asked = [asyncio.ensure_future(client.stats()) for _ in range(3)]
+    await until(lambda: shop.made[0].sent.count(GetStats()) == 3)
+    asked[0].cancel()
+    await asyncio.sleep(0)
+    for queued in range(3):
+        core = EngineCore(ArithmeticRunner(num_blocks=queued + 1), SchedulerConfig())
+        shop.made[0].message(Stats(core.stats()))
+    assert [(await one).blocks_free for one in asked[1:]] == [2, 3]
+
+
+async def test_a_dead_engine_ends_its_streams_and_is_started_again(
+    make_request: MakeRequest,
+) -> None:
+    client, shop = await started("ready")
+    streams = [client.submit(make_request(name)) for name in "ab"]
+    asked = asyncio.ensure_future(client.stats())
+    await asyncio.sleep(0)
+    shop.made[0].exit("it fell over")
+    assert client.state is EngineState.RESTARTING
+    for stream in streams:
+        last = (await read(stream)).finished
+        assert last is not None
+        assert (last.reason, last.message) == (FinishReason.ERROR, "it fell over")
+    with pytest.raises(EngineUnavailable):
+        await asked
+    with pytest.raises(EngineUnavailable) as caught:
+        client.submit(make_request("c"))
+    assert caught.value.retry_after_s > 0
+    await until(lambda: client.state is EngineState.READY)
+    assert client.restarts == 1
+    assert shop.made[0].stopped == 1
+    client.submit(make_request("a"))
+    assert [type(message) for message in shop.made[1].sent] == [Submit]
+
+
+async def test_pauses_between_restarts_grow() -> None:
+    client, shop = await started("ready", "exit", "exit", "ready")
+    shop.made[0].exit("it fell over")
+    await until(lambda: client.state is EngineState.READY)
+    times = [paper.made_at for paper in shop.made]
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert len(pauses) == 3
+    assert pauses[0] >= 0.1
+    assert pauses[1] >= 0.2
+    assert pauses[2] >= 0.4
+    assert client.restarts == 3
+
+
+async def test_a_restart_that_cannot_even_begin_is_tried_again() -> None:
+    client, shop = await started("ready", "raise", "ready")
+    shop.made[0].exit("it fell over")
+    await until(lambda: client.state is EngineState.READY, 2.0)
+    assert len(shop.made) == 3
+
+
+async def test_a_restart_that_cannot_load_ends_in_failed(
+    make_request: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, shop = await started("ready", "")
+    shop.made[0].exit("it fell over")
+    await until(lambda: len(shop.made) == 2)
+    await asyncio.sleep(0.01)
+    shop.made[1].message(LoadFailed("the disk is gone"))
+    shop.made[1].exit("the engine process ended with code 2")
+    assert client.state is EngineState.FAILED
+    assert "the disk is gone" in caplog.text
+    with pytest.raises(EngineUnavailable):
+        client.submit(make_request("a"))
+    await asyncio.sleep(0.3)
+    assert len(shop.made) == 2
+
+
+async def test_stop_ends_open_streams_and_the_engine(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    stream = client.submit(make_request("a"))
+    await client.stop()
+    last = (await read(stream)).finished
+    assert last is not None
+    assert last.reason in (FinishReason.ERROR, FinishReason.CANCELLED)
+    assert client.state is EngineState.STOPPED
+    assert shop.made[0].stopped == 1
+    with pytest.raises(EngineUnavailable):
+        client.submit(make_request("b"))
+    await client.stop()
+
+
+async def test_stop_while_a_restart_waits_starts_nothing_more() -> None:
+    client, shop = await started("ready")
+    shop.made[0].exit("it fell over")
+    await client.stop()
+    await asyncio.sleep(0.2)
+    assert len(shop.made) == 1
+    assert client.state is EngineState.STOPPED
+
+
+async def test_a_stopped_client_is_not_revived_by_late_messages() -> None:
+    """An engine that was loading when it was told to stop may still say that it is ready."""
+    client, shop = await started("ready")
+    await client.stop()
+    shop.made[0].message(READY)
+    shop.made[0].exit("the engine process ended with code 0")
+    await asyncio.sleep(0.2)
+    assert client.state is EngineState.STOPPED
+    assert len(shop.made) == 1
+
+
+async def test_stop_ends_a_start_that_still_waits() -> None:
+    client = EngineClient(Shop(""))
+    starting = asyncio.ensure_future(client.start())
+    await asyncio.sleep(0.01)
+    await client.stop()
+    with pytest.raises(EngineUnavailable):
+        await asyncio.wait_for(starting, 1.0)
+    assert client.state is EngineState.STOPPED
+
+
+async def test_a_thread_that_was_loading_when_it_was_stopped_stays_stopped() -> None:
+    made: list[int] = []
+
+    def slow() -> EngineCore:
+        made.append(1)
+        time.sleep(0.1)
+        return EngineCore(ArithmeticRunner(), SchedulerConfig())
+
+    client = EngineClient(lambda: LocalTransport(slow))
+    starting = asyncio.ensure_future(client.start())
+    await until(lambda: bool(made))
+    await client.stop()
+    await asyncio.sleep(0.3)
+    starting.cancel()
+    assert client.state is EngineState.STOPPED
+    assert len(made) == 1
+
+
+async def test_a_thread_that_cannot_load_says_why() -> None:
+    def fail() -> EngineCore:
+        raise ModelLoadError("no such folder")
+
+    client = EngineClient(lambda: LocalTransport(fail))
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        await client.start()
+    await client.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_that_falls_over_while_it_loads_is_a_load_error() -> None:
+    def fail() -> EngineCore:
+        raise ZeroDivisionError
+
+    client = EngineClient(lambda: LocalTransport(fail))
+    with pytest.raises(ModelLoadError, match="ZeroDivisionError"):
+        await client.start()
+    await client.stop()
+
+
+async def test_a_transport_may_be_stopped_twice_or_before_its_start() -> None:
+    transport = LocalTransport(lambda: EngineCore(ArithmeticRunner(), SchedulerConfig()))
+    await transport.stop()
+    await transport.stop()
