@@ -103,6 +103,7 @@ class _Loader:
         weight = self.checkpoint.shaped(f"{name}.weight", rows, columns)
         if weight.dtype == torch.int8:
             scale = self.checkpoint.shaped(f"{name}.weight_scale", rows, 1)
+            scale = self._floating(f"{name}.weight_scale", scale)
             return int_quantized.unpack({"weight": weight, "weight_scale": scale})
         return self._floating(f"{name}.weight", weight)
 

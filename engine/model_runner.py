@@ -53,7 +53,7 @@ class ModelRunner:
         """A prompt and a decode step in the first block: first calls of torch are slow."""
         request = Request(
             id="warm-up",
-            prompt=[0] * self.block_size,
+            prompt=[0] * max(1, min(self.block_size, self.context_length) - 1),
             sampling=SamplingParams(temperature=1.0),
             stopping=StoppingParams(max_tokens=1),
             arrival=0.0,

@@ -19,23 +19,26 @@ def sample(logits_RV: Tensor, params: list[SamplingParams], positions: list[int]
     ``positions[i]`` is the number of tokens that row i has generated before.
     """
     tokens_R = logits_RV.argmax(dim=1)
-    drawn = [i for i, p in enumerate(params) if p.temperature > 0]
+    # One sum finds NaN and infinity in a row (finite logits cannot overflow float32 here).
+    finite_R = torch.isfinite(logits_RV.sum(dim=1))
+    finite = finite_R.tolist()
+    drawn = [i for i, p in enumerate(params) if p.temperature > 0 and finite[i]]
     if drawn:
         chosen = [params[i] for i in drawn]
         uniform = [uniform_number(params[i].seed, positions[i]) for i in drawn]
         tokens_R[drawn] = _draw(logits_RV[drawn], chosen, uniform)
-    # One sum finds NaN and infinity in a row (finite logits cannot overflow float32 here).
-    finite_R = torch.isfinite(logits_RV.sum(dim=1))
     return torch.where(finite_R, tokens_R, NOT_FINITE).tolist()
 
 
 def _draw(logits_RV: Tensor, params: list[SamplingParams], uniform: list[float]) -> Tensor:
-    temperature = torch.tensor([p.temperature for p in params])[:, None]
-    sorted_RV, order_RV = (logits_RV / temperature).sort(dim=1, descending=True, stable=True)
+    sorted_RV, order_RV = logits_RV.sort(dim=1, descending=True, stable=True)
+    temperature = torch.tensor([p.temperature for p in params], dtype=torch.float64)[:, None]
+    # Differences to the largest logit: no temperature is too small for them.
+    sorted_RV = (sorted_RV - sorted_RV[:, :1]) / temperature
     vocabulary = logits_RV.shape[1]
     top_k = torch.tensor([p.top_k or vocabulary for p in params])[:, None]
     sorted_RV = sorted_RV.masked_fill(torch.arange(vocabulary) >= top_k, -torch.inf)
-    probabilities = sorted_RV.softmax(dim=1, dtype=torch.float64)
+    probabilities = sorted_RV.softmax(dim=1)
     cumulative = probabilities.cumsum(dim=1)
     # top-p keeps the smallest set of tokens whose probabilities reach p.
     top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64)[:, None]

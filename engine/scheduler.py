@@ -191,7 +191,8 @@ class Scheduler:
             output.finished.append(self._finish(sequence, FinishReason.ERROR, now, message=message))
             return
         sequence.tokens.append(token)
-        sequence.first_token_at = sequence.first_token_at or now
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
         self._generated_tokens += 1
         output.tokens.append(TokenEvent(id=sequence.id, token=token))
         stopping = sequence.request.stopping

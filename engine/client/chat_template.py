@@ -6,13 +6,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from engine.client.files import read_optional_json
 from engine.errors import InvalidRequest, ModelLoadError
 
 _MAX_TEXT = 4 << 20
 _RESERVED = {"messages", "add_generation_prompt", "bos_token", "eos_token"}
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks the assistant's part for training; it prints its body."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -20,7 +33,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
@@ -31,9 +44,9 @@ class ChatTemplate:
     @classmethod
     def from_folder(cls, folder: Path) -> "ChatTemplate | None":
         """chat_template.jinja, else tokenizer_config.json's; None where there is neither."""
-        config = _read_config(folder / "tokenizer_config.json")
+        config = read_optional_json(folder / "tokenizer_config.json")
         path = folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+        source = _read_text(path) if path.exists() else config.get("chat_template")
         if not isinstance(source, str):
             return None
         tokens = {name: _token_text(config.get(name)) for name in ("bos_token", "eos_token")}
@@ -81,20 +94,19 @@ class ChatTemplate:
         return text
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}") from error
-    return value if isinstance(value, dict) else {}
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} cannot be read as text: {error}") from error
 
 
 def _token_text(value: Any) -> str:
     return value.get("content", "") if isinstance(value, dict) else value or ""
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.client.tokenizer import read_optional_json
+from engine.client.files import read_optional_json
 from engine.errors import ModelLoadError
+
+MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,12 @@ class GenerationDefaults:
     top_k: int = 0
     eos_token_ids: tuple[int, ...] = ()
     chat_stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"temperature {self.temperature} is out of range")
+        if not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(f"top_p {self.top_p} or top_k {self.top_k} is out of range")
 
     @classmethod
     def from_folder(cls, folder: Path) -> "GenerationDefaults":
@@ -36,7 +44,7 @@ class GenerationDefaults:
                 eos_token_ids=_ids(found.get("eos_token_id", config.get("eos_token_id"))),
                 chat_stop=(stop,) if isinstance(stop, str) else tuple(stop),
             )
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ModelLoadError(f"{folder / 'generation_config.json'}: {error}") from error
 
 

@@ -8,7 +8,7 @@ from enum import Enum
 
 from engine.client.stream import TokenStream
 from engine.client.transport import Transport
-from engine.errors import EngineUnavailable, ModelLoadError
+from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
 from engine.messages import (
     Cancel,
     Events,
@@ -76,6 +76,8 @@ class EngineClient:
     async def stop(self) -> None:
         """Ends the engine and every request that is still open."""
         self._set_state(EngineState.STOPPED)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(EngineUnavailable("the engine was stopped"))
         if self._restart is not None:
             self._restart.cancel()
             await asyncio.gather(self._restart, return_exceptions=True)
@@ -87,6 +89,8 @@ class EngineClient:
         """Hands a request to the engine. Raises ``EngineUnavailable``."""
         if self.state is not EngineState.READY or self._transport is None:
             raise EngineUnavailable(f"the engine is {self.state.value}", self._backoff_s)
+        if request.id in self._streams:
+            raise InvalidRequest("request_id", "a request with this id is running")
         stream = self._streams[request.id] = TokenStream()
         self._transport.send(Submit(request))
         return stream
@@ -135,6 +139,8 @@ class EngineClient:
                 self._fail(ModelLoadError(text))
 
     def _on_ready(self, report: ModelReport) -> None:
+        if self.state is EngineState.STOPPED:
+            return
         self.report = report
         self._ready_since = time.monotonic()
         self._set_state(EngineState.READY)
@@ -162,14 +168,18 @@ class EngineClient:
         self._restart = asyncio.create_task(self._restart_later())
 
     async def _restart_later(self) -> None:
-        old, self._transport = self._transport, None
-        if old is not None:
-            await old.stop()
-        await asyncio.sleep(self._backoff_s)
-        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
-        self.restarts += 1
-        self._transport = self._make_transport()
-        await self._transport.start(self._on_message, self._on_exit)
+        while True:
+            old, self._transport = self._transport, None
+            if old is not None:
+                await old.stop()
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+            self.restarts += 1
+            self._transport = self._make_transport()
+            try:
+                return await self._transport.start(self._on_message, self._on_exit)
+            except OSError as error:  # no process, no memory, no folder: perhaps later
+                logger.warning("cannot start an engine: %s", error)
 
     def _end_all(self, reason: FinishReason, message: str) -> None:
         streams, self._streams = self._streams, {}

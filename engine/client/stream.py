@@ -13,6 +13,10 @@ class Coalescing:
     max_tokens: int = 16
     max_delay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -43,14 +47,14 @@ class TokenStream:
 
     async def next(self, coalescing: Coalescing) -> Slice:
         """Waits for at least one event. The very first token never waits for others."""
-        await self._arrived.wait()
+        while not self._tokens and self._finished is None:
+            self._arrived.clear()
+            await self._arrived.wait()
         if self._started and coalescing.max_delay > 0:
             await self._gather(coalescing)
         self._started = True
         tokens = self._tokens[: coalescing.max_tokens]
         self._tokens = self._tokens[coalescing.max_tokens :]
-        if not self._tokens and self._finished is None:
-            self._arrived.clear()
         return Slice(tokens, None if self._tokens else self._finished)
 
     async def _gather(self, coalescing: Coalescing) -> None:

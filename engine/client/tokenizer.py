@@ -1,7 +1,6 @@
 """Text and chats to token ids and back, with the tokenizer of a Hugging Face folder."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,16 +95,3 @@ class Tokenizer:
             if path.exists():
                 data = path.read_bytes()
                 yield TokenizerFile(name, data, hashlib.sha256(data).hexdigest())
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``, {} where there is no file. Raises ``ModelLoadError``."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} must hold a JSON object")
-    return value

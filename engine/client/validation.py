@@ -1,10 +1,9 @@
 """Checks a request against the served model and fills in what it leaves open."""
 
-import math
 import secrets
 from dataclasses import dataclass
 
-from engine.client.defaults import GenerationDefaults
+from engine.client.defaults import MAX_TEMPERATURE, GenerationDefaults
 from engine.client.requests import GenerationRequest
 from engine.errors import InvalidRequest
 from engine.types import ModelReport, SamplingParams, StoppingParams
@@ -30,7 +29,7 @@ class Limits:
 
 def check(request: GenerationRequest, limits: Limits) -> None:
     """Raises ``InvalidRequest`` for everything that can be told before tokenising."""
-    _within("sampling.temperature", request.temperature, 0.0, 100.0)
+    _within("sampling.temperature", request.temperature, 0.0, MAX_TEMPERATURE)
     _within("sampling.top_p", request.top_p, 0.0, 1.0)
     if request.top_p == 0:
         raise InvalidRequest("sampling.top_p", "must be above 0")
@@ -53,7 +52,8 @@ def check(request: GenerationRequest, limits: Limits) -> None:
 
 
 def _within(field: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not (math.isfinite(value) and low <= value <= high):
+    # A NaN is not within anything.
+    if value is not None and not low <= value <= high:
         raise InvalidRequest(field, f"must be from {low} to {high}, not {value}")
 
 

@@ -5,6 +5,7 @@ a ``ModelLoadError`` of one line.
 """
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelLoadError(f"{path} is missing: is this a Hugging Face model folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} must hold a JSON object")
@@ -127,28 +128,40 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(stream.read(length))
     except OSError as error:
         raise ModelLoadError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file} has a broken safetensors header: copy it anew") from error
     return _check_entries(file, header, size - 8 - length)
 
 
 def _check_entries(file: Path, header: Any, data_bytes: int) -> dict[str, TensorInfo]:
+    """The tensors must fill the data without holes and overlaps, as the format demands."""
     tensors: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int, str]] = []
     try:
         for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            shape = tuple(int(n) for n in entry["shape"])
-            count = 1
-            for n in shape:
-                count *= n
-            nbytes = count * _ITEM_BYTES[entry["dtype"]]
-            if begin < 0 or min(shape, default=0) < 0 or end - begin != nbytes:
-                raise ValueError(name)
-            if end > data_bytes:
-                raise ModelLoadError(f"{file} is truncated: {name} ends after the file's end")
-            tensors[name] = TensorInfo(file, entry["dtype"], shape, nbytes)
+            if name != "__metadata__":
+                begin, end = (_integer(offset) for offset in entry["data_offsets"])
+                shape = tuple(_integer(n) for n in entry["shape"])
+                nbytes = math.prod(shape) * _ITEM_BYTES[entry["dtype"]]
+                if end - begin != nbytes:
+                    raise ValueError(name)
+                tensors[name] = TensorInfo(file, entry["dtype"], shape, nbytes)
+                spans.append((begin, end, name))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{file} has a broken safetensors header: copy it anew") from error
+    at = 0
+    for begin, end, name in sorted(spans):
+        if end > data_bytes:
+            raise ModelLoadError(f"{file} is truncated: {name} ends after the file's end")
+        if begin != at:
+            raise ModelLoadError(f"{file} is broken: {name} does not follow the tensor before it")
+        at = end
+    if at != data_bytes:
+        raise ModelLoadError(f"{file} is broken: bytes follow its last tensor")
     return tensors
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value

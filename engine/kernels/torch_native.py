@@ -1,17 +1,47 @@
 """Kernels from torch's own operators: run everywhere, need no compiler."""
 
+import functools
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.reference import quantize_activations
 
+logger = logging.getLogger(__name__)
+
+# Sums of so many products of int8 are exact in float32: 1024 * 128 * 127 < 2 ** 24.
+_EXACT_PRODUCTS = 1024
+
 
 def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     """See ``reference.int8_linear``; the integer product is oneDNN's, and exact."""
     q_MK, scale_M = quantize_activations(x_MK)
-    sums_MN = torch._int_mm(q_MK, q_NK.t())
+    sums_MN = torch._int_mm(q_MK, q_NK.t()) if int_mm_is_exact() else _product(q_MK, q_NK)
     return sums_MN.float().mul_(scale_M[:, None] * scale_N)
+
+
+@functools.cache
+def int_mm_is_exact() -> bool:
+    """Whether ``torch._int_mm`` gives the exact sums on this processor.
+
+    Without VNNI, oneDNN adds pairs of products in 16 bits, which saturate.
+    """
+    q = torch.full((4, 64), 127, dtype=torch.int8)
+    exact = bool((torch._int_mm(q, (-1 - q).t()) == 64 * 127 * -128).all())
+    if not exact:
+        logger.warning("no VNNI: INT8 products are computed in float32, exact but slow")
+    return exact
+
+
+def _product(q_MK: Tensor, q_NK: Tensor) -> Tensor:
+    """Exact int32 [M, N] on any processor."""
+    sums_MN = torch.zeros(q_MK.shape[0], q_NK.shape[0], dtype=torch.int32)
+    parts = zip(q_MK.split(_EXACT_PRODUCTS, 1), q_NK.split(_EXACT_PRODUCTS, 1), strict=True)
+    for x_MK, w_NK in parts:
+        sums_MN += F.linear(x_MK.float(), w_NK.float()).int()
+    return sums_MN
 
 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -24,5 +24,5 @@ def model_spec(folder: Path, config: dict[str, Any]) -> ModelSpec:
         return family(config)
     except KeyError as error:
         raise ModelLoadError(f"{folder / 'config.json'} lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{folder / 'config.json'}: {error}") from error

@@ -53,3 +53,7 @@ class ModelSpec:
     vocabulary_size: int
     context_length: int
     rope_theta: float
+
+    def __post_init__(self) -> None:
+        if min(len(self.names), self.vocabulary_size, self.context_length) < 1:
+            raise ValueError("layers, vocabulary and context must be at least 1")
