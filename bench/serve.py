@@ -20,10 +20,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from venturi import AsyncClient
-
 from server.config import EMBEDDED_MODEL
 from server.testing import ServerProcess
+from venturi import AsyncClient
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 128
 

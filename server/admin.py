@@ -2,13 +2,12 @@
 
 from collections.abc import Awaitable, Callable
 
-from venturi.v1 import admin_pb2 as pb
-from venturi.v1 import admin_pb2_grpc
-
 from engine.errors import EngineUnavailable, InvalidRequest, NotServed
 from server import convert
 from server.door import Call
 from server.serving import Progress, Serving
+from venturi.v1 import admin_pb2 as pb
+from venturi.v1 import admin_pb2_grpc
 
 # Seconds to wait for what runs -> (completed, ended by force).
 Drain = Callable[[float | None], Awaitable[tuple[int, int]]]

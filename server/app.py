@@ -10,14 +10,6 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from venturi.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-)
 
 from engine.errors import ModelLoadError
 from server import __version__
@@ -31,6 +23,14 @@ from server.models import ModelServicer
 from server.serving import Progress, Serving
 from server.startup import start_up
 from server.telemetry import Telemetry
+from venturi.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 logger = logging.getLogger(__name__)
 

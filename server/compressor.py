@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from venturi.v1 import admin_pb2 as pb
-
 from server.serving import Progress
+from venturi.v1 import admin_pb2 as pb
 
 
 class CompressionFailed(Exception):

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from venturi.v1 import admin_pb2 as pb
 
 from server.config import ServerConfig
 from server.serving import Progress, Serving
+from venturi.v1 import admin_pb2 as pb
 
 _EXAMPLE = "User: I would like to find a restaurant in San Jose."
 _TITLES = {

@@ -4,8 +4,6 @@ import json
 from typing import Any
 
 from google.protobuf import duration_pb2
-from venturi.v1 import inference_pb2 as pb
-from venturi.v1 import model_pb2
 
 from engine.client.generation import Delta, End, Generation
 from engine.client.requests import Chat, GenerationRequest
@@ -13,6 +11,8 @@ from engine.client.stream import Coalescing
 from engine.errors import InvalidRequest
 from engine.types import FinishReason, ModelReport
 from server.unserved import refuse_unserved
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1 import model_pb2
 
 AnyGenerateRequest = pb.GenerateRequest | pb.GenerateStreamRequest
 

@@ -3,15 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from venturi.v1 import inference_pb2 as pb
-from venturi.v1 import inference_pb2_grpc
-
 from engine.client.generation import Delta, Generation
 from engine.client.requests import GenerationRequest
 from engine.errors import NotServed
 from server import convert
 from server.door import Call
 from server.serving import Serving
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1 import inference_pb2_grpc
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):

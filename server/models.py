@@ -1,12 +1,11 @@
 """``ModelService``: what is served, as found in memory."""
 
-from venturi.v1 import model_pb2 as pb
-from venturi.v1 import model_pb2_grpc
-
 from engine.errors import EngineUnavailable
 from server import convert
 from server.door import Call
 from server.serving import Serving
+from venturi.v1 import model_pb2 as pb
+from venturi.v1 import model_pb2_grpc
 
 # Below gRPC's default message limit of 4 MiB.
 _PIECE_BYTES = 1 << 20

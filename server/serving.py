@@ -5,12 +5,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from venturi.v1 import admin_pb2 as pb
-
 from engine.client.engine_client import EngineClient, EngineState
 from engine.client.generation import Generator
 from engine.errors import EngineUnavailable, UnknownModel
 from server.provenance import Provenance
+from venturi.v1 import admin_pb2 as pb
 
 _RETRY_AFTER_S = 1.0
 ENDED = (pb.PHASE_READY, pb.PHASE_FAILED)

@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from venturi.v1 import admin_pb2 as pb
-
 from engine.client.defaults import GenerationDefaults
 from engine.client.engine_client import EngineClient
 from engine.client.generation import Generator
@@ -19,6 +17,7 @@ from server.config import NO_RECIPE, ServerConfig
 from server.provenance import Provenance
 from server.serving import Progress, Serving
 from server.telemetry import Telemetry
+from venturi.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

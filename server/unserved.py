@@ -3,9 +3,9 @@
 from typing import Any
 
 from google.protobuf.message import Message
-from venturi.v1 import inference_pb2
 
 from engine.errors import NotServed
+from venturi.v1 import inference_pb2
 
 # Fields by path; a message's path stands for all that is below it. There is no prefix cache
 # yet, so that every wish to keep requests apart in it is granted.

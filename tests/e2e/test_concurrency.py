@@ -6,12 +6,12 @@ import time
 
 import grpc
 import pytest
+
+from server.testing import ServerProcess
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.admin_pb2 import GetLoadRequest, GetLoadResponse
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
-
-from server.testing import ServerProcess
 
 TIE_NATS = 1e-3
 

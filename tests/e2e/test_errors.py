@@ -4,6 +4,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+
 from venturi.v1 import admin_pb2, model_pb2
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.admin_pb2_grpc import AdminServiceStub

@@ -2,6 +2,8 @@
 
 import grpc
 import pytest
+
+from server.testing import ServerProcess
 from venturi import Client
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1 import model_pb2
@@ -9,8 +11,6 @@ from venturi.v1.admin_pb2 import GetLoadRequest
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 from venturi.v1.model_pb2_grpc import ModelServiceStub
-
-from server.testing import ServerProcess
 
 PROMPT = "User: I would like to find a restaurant in San Jose."
 

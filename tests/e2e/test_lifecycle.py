@@ -11,12 +11,12 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.testing import ServerProcess
 from venturi.v1 import admin_pb2
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
-
-from server.testing import ServerProcess
 
 Health = health_pb2.HealthCheckResponse
 LONG = pb.Stopping(max_tokens=110, ignore_eos=True)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from server.config import EMBEDDED_MODEL
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "dialogue-val.txt"

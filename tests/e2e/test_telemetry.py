@@ -11,10 +11,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as collector
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from venturi.v1 import inference_pb2 as pb
-from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 
 from server.testing import ServerProcess
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PROMPT = "a text that must not be recorded"

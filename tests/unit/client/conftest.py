@@ -1,6 +1,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+
 from venturi import AsyncClient, Client
 from venturi.testing import FakeServer
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2 as rpc
+
 from venturi import cli
 from venturi.testing import Failure, FakeServer, Script
 from venturi.v1 import inference_pb2 as pb

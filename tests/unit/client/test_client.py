@@ -4,6 +4,7 @@ import asyncio
 import inspect
 
 import pytest
+
 from venturi import AsyncClient, Client, FinishReason, Phase
 from venturi._channel import service_config
 from venturi.testing import FakeServer

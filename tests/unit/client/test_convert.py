@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from venturi import FinishReason, Phase, TokenLogprob, VenturiError, _types
 from venturi._convert import Collector, from_proto, generation
 from venturi.v1 import admin_pb2, model_pb2

@@ -6,9 +6,10 @@ import time
 
 import grpc
 import pytest
-import venturi
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2 as rpc
+
+import venturi
 from venturi import AsyncClient, Client
 from venturi.testing import Failure, FakeServer, Script
 

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+
 from venturi import Client, GenerateOptions, PromptCompression, StreamOptions
 from venturi._options import Prompt
 from venturi._requests import generate, stream, tokenize

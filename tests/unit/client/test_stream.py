@@ -6,6 +6,7 @@ import time
 
 import grpc
 import pytest
+
 from venturi import (
     AsyncClient,
     Client,
