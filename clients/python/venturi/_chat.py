@@ -61,9 +61,12 @@ def _turn(
     pieces: list[str] = []
     try:
         with client.stream(messages, **options) as stream:
-            for text in stream.text_stream:
-                pieces.append(text)
-                click.echo(text, nl=False)
+            for piece in stream.text_stream:
+                # The template puts its own space before an answer.
+                text = piece if pieces else piece.lstrip()
+                if text:
+                    pieces.append(text)
+                    click.echo(text, nl=False)
     except KeyboardInterrupt:
         click.echo(" [stopped]", nl=False)
     except VenturiError as error:
