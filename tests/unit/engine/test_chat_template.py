@@ -170,7 +170,6 @@ def test_a_folder_with_the_template_in_a_file_of_its_own(tmp_path: Path) -> None
         ({"chat_template": "{{ eos_token }}!", "eos_token": None}, "!"),
         ({"chat_template": None}, None),
         ({}, None),
-        ([], None),
     ],
 )
 def test_a_folder_with_the_template_in_its_config(
@@ -189,6 +188,12 @@ def test_a_folder_without_a_template_has_none(tmp_path: Path) -> None:
 def test_a_broken_template_names_its_folder(tmp_path: Path, source: str) -> None:
     (tmp_path / "chat_template.jinja").write_text(source)
     with pytest.raises(ModelLoadError, match=re.escape(str(tmp_path))):
+        ChatTemplate.from_folder(tmp_path)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ModelLoadError, match=r"tokenizer_config\.json"):
         ChatTemplate.from_folder(tmp_path)
 
 

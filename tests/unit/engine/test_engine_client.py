@@ -1,11 +1,13 @@
 """The engine's keeper: start, restart with growing pauses, stop; with a transport made of paper."""
 
 import asyncio
+import errno
 import itertools
 import time
 from collections.abc import Callable
 
 import pytest
+import zmq
 
 from engine.client.engine_client import EngineClient, EngineState
 from engine.client.stream import Coalescing, Slice, TokenStream
@@ -52,6 +54,8 @@ class Paper:
         match self.on_start:
             case "raise":
                 raise OSError("no process can be started")
+            case "socket":
+                raise zmq.ZMQError(errno.EMFILE)
             case "ready":
                 loop.call_soon(on_message, READY)
             case "exit":
@@ -231,8 +235,9 @@ async def test_pauses_between_restarts_grow() -> None:
     assert client.restarts == 3
 
 
-async def test_a_restart_that_cannot_even_begin_is_tried_again() -> None:
-    client, shop = await started("ready", "raise", "ready")
+@pytest.mark.parametrize("how", ["raise", "socket"])
+async def test_a_restart_that_cannot_even_begin_is_tried_again(how: str) -> None:
+    client, shop = await started("ready", how, "ready")
     shop.made[0].exit("it fell over")
     await until(lambda: client.state is EngineState.READY, 2.0)
     assert len(shop.made) == 3
