@@ -68,6 +68,13 @@ def test_a_quantised_weight_is_within_half_a_step(shape: tuple[int, int]) -> Non
     assert bool(((found.dequantize() - dense).abs() <= half * (1 + 1e-3)).all())
 
 
+def test_a_quantised_row_uses_the_whole_range() -> None:
+    dense = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
+    q = quantize_int8(dense).q_NK
+    largest = torch.maximum(q.amax(1) == 127, q.amin(1) <= -127)
+    assert bool(largest.all())
+
+
 def test_a_zero_row_quantises_to_zero() -> None:
     dense = torch.zeros(2, 4)
     dense[0, 1] = 5.0

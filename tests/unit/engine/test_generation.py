@@ -199,6 +199,20 @@ async def test_a_stop_string_ends_the_text_and_the_engines_work(
     await idle(generator)
 
 
+async def test_at_the_end_by_a_stop_string_the_blocks_are_free(
+    make_generator: MakeGenerator,
+) -> None:
+    generator = await make_generator()
+    generation = await generator.start(ask(max_tokens=200, stop=(expected(9)[8],)))
+    async with asyncio.timeout(10):
+        async for delta in generation:
+            if delta.end is not None:
+                stats = await generator.engine.stats()
+                assert (stats.running, stats.blocks_used) == (0, 0)
+                assert delta.end.finished >= delta.end.arrival
+    generation.close()
+
+
 async def test_the_start_of_a_stop_string_is_given_out_at_the_end(
     make_generator: MakeGenerator,
 ) -> None:

@@ -331,3 +331,18 @@ def test_a_model_that_overflows_ends_the_request_and_not_the_engine(
         reasons |= {one.id: one.reason for one in core.step().finished}
     assert reasons == {"bad": FinishReason.ERROR, "good": FinishReason.LENGTH}
     assert core.stats().blocks_used == 0
+
+
+def test_a_sampled_request_draws_anew_at_each_position(
+    tmp_path: Path, make_request: Callable[..., Request]
+) -> None:
+    core = load(write(tmp_path))
+    tokens: dict[str, list[int]] = {}
+    for name, seed in (("a", 1), ("same", 1), ("other", 2)):
+        sampling = SamplingParams(temperature=100.0, seed=seed)
+        core.submit(make_request(name, 3, 20, sampling=sampling))
+    while core.has_work:
+        for event in core.step().tokens:
+            tokens.setdefault(event.id, []).append(event.token)
+    assert len(set(tokens["a"])) > 5
+    assert tokens["a"] == tokens["same"] != tokens["other"]

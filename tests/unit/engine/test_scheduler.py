@@ -159,6 +159,16 @@ def test_the_youngest_gives_way_and_keeps_its_place(make_request: MakeRequest) -
     assert all(len(rig.tokens[name]) == 8 for name in "abc")
 
 
+def test_the_youngest_is_the_one_that_arrived_last(make_request: MakeRequest) -> None:
+    """A request that took long to tokenise comes later than it arrived."""
+    rig = Rig(blocks=4)
+    first, second = make_request("first", 7, 6), make_request("second", 7, 6)
+    rig.add(second, first)
+    rig.run()
+    assert rig.finished["first"].preemptions == 0
+    assert rig.finished["second"].preemptions > 0
+
+
 def test_a_preempted_sequence_computes_prompt_and_completion_again(
     make_request: MakeRequest,
 ) -> None:
