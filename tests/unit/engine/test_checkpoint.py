@@ -152,7 +152,9 @@ def test_a_file_cut_anywhere_is_refused(folder: Path) -> None:
     data = (folder / SINGLE_NAME).read_bytes()
     for length in range(len(data)):
         (folder / SINGLE_NAME).write_bytes(data[:length])
-        assert SINGLE_NAME in refused(folder), length
+        message = refused(folder)
+        assert SINGLE_NAME in message, length
+        assert "truncated" in message, length
 
 
 def test_a_file_with_bytes_after_its_end_is_refused(folder: Path) -> None:

@@ -16,6 +16,7 @@ from engine.errors import ModelLoadError
 from engine.formats.int_quantized import config_group, pack
 from engine.formats.runtime import MANIFEST_NAME
 from engine.layers.linear import quantize_int8
+from engine.sampler import sample
 from engine.scoring import Scorer
 from engine.types import FinishReason, Request, SamplingParams
 
@@ -333,16 +334,23 @@ def test_a_model_that_overflows_ends_the_request_and_not_the_engine(
     assert core.stats().blocks_used == 0
 
 
-def test_a_sampled_request_draws_anew_at_each_position(
+def test_a_sampled_token_is_drawn_for_its_own_seed_and_position(
     tmp_path: Path, make_request: Callable[..., Request]
 ) -> None:
-    core = load(write(tmp_path))
-    tokens: dict[str, list[int]] = {}
-    for name, seed in (("a", 1), ("same", 1), ("other", 2)):
-        sampling = SamplingParams(temperature=100.0, seed=seed)
-        core.submit(make_request(name, 3, 20, sampling=sampling))
+    folder = write(tmp_path)
+    core = load(folder, dtype="fp32")
+    params = {
+        name: SamplingParams(temperature=5.0, seed=seed)
+        for name, seed in (("a", 1), ("same", 1), ("other", 2))
+    }
+    for name, sampling in params.items():
+        core.submit(make_request(name, [1, 2, 3], 12, sampling=sampling))
+    tokens: dict[str, list[int]] = {name: [] for name in params}
     while core.has_work:
         for event in core.step().tokens:
-            tokens.setdefault(event.id, []).append(event.token)
-    assert len(set(tokens["a"])) > 5
+            tokens[event.id].append(event.token)
     assert tokens["a"] == tokens["same"] != tokens["other"]
+    scorer = Scorer(config(folder, dtype="fp32"))
+    for name, found in tokens.items():
+        logits = scorer.logits([1, 2, 3, *found])[2:-1]
+        assert sample(logits, [params[name]] * 12, list(range(12))) == found
