@@ -239,7 +239,7 @@ async def test_pauses_between_restarts_grow() -> None:
 async def test_a_restart_that_cannot_even_begin_is_tried_again(how: str) -> None:
     client, shop = await started("ready", how, "ready")
     shop.made[0].exit("it fell over")
-    await until(lambda: client.state is EngineState.READY, 2.0)
+    await until(lambda: client.state is EngineState.READY)
     assert len(shop.made) == 3
 
 
