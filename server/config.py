@@ -1,6 +1,7 @@
 """The server's configuration: flags > environment (VENTURI_*) > file > defaults."""
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,9 +51,9 @@ class ServerConfig(BaseSettings):
     kv_memory: Size = Field(256 << 20, ge=1 << 16)
     kv_blocks: int | None = Field(None, ge=1)
     max_requests: int = Field(256, ge=1)
-    max_sequences: int = Field(64, ge=1)
-    token_budget: int = Field(512, ge=1)
-    threads: int | None = Field(None, ge=1)
+    max_sequences: int = Field(64, ge=1, le=4096)
+    token_budget: int = Field(512, ge=1, le=1 << 20)
+    threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
