@@ -123,6 +123,7 @@ def measure(model: Path, counts: list[int], repeats: int) -> dict[str, object]:
         with ServerProcess(*arguments) as server:
             warm_s = server.seconds_to_ready
             runs = [asyncio.run(through_grpc(server.target, n, repeats)) for n in counts]
+        client_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         (artefact,) = (Path(cache) / "artefacts").glob("[0-9a-f]*")
         engine = {n: in_process(artefact, n, repeats) for n in counts}
     figures: dict[str, object] = {
@@ -131,7 +132,7 @@ def measure(model: Path, counts: list[int], repeats: int) -> dict[str, object]:
         "start_cold_s": cold_s,
         "start_warm_s": warm_s,
         "transformers_fp32_tps": transformers_generate(model, repeats),
-        "client_peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "client_peak_rss_mb": client_rss_mb,
     }
     for run in runs:
         prefix = f"streams_{run.streams}"

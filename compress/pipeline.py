@@ -41,29 +41,31 @@ def compress(
     progress = progress or NoProgress()
     recipe = resolve(recipe) if isinstance(recipe, str) else recipe
     job = Job.prepare(recipe, Path(model_dir), HashMemo(None), progress)
+    check_replaceable(Path(out_dir))
     return run(job, Path(out_dir), progress, remedy="name another folder with --out")
 
 
 def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
-    """As ``compress``, for a prepared job. ``remedy`` ends the message of a failed write."""
+    """As ``compress``, for a prepared job, whatever ``out`` holds.
+
+    ``remedy`` ends the message of a failed write.
+    """
     out = out.resolve()
     checkpoint = Checkpoint.open(job.sources.folder)
     plan = make_plan(job.recipe, checkpoint)
-    with writing(out.parent, remedy), PeakMemory() as memory:
-        check_replaceable(out)
-        with staging_folder(out) as folder:
-            _check_space(folder, plan.out_bytes + _SPARE_BYTES, remedy)
-            writer = ArtefactWriter(job, checkpoint, plan, folder)
-            progress.phase("compressing", f"{len(plan.modifiers)} layers of {checkpoint.folder}")
-            writer.write_weights(progress)
-            writer.write_files()
-            progress.phase("verifying", str(folder))
-            writer.verify()
-            job.sources.check_unchanged()
-            manifest = writer.manifest(memory)
-            manifest.write(folder)
-            progress.phase("publishing", str(out))
-            publish(folder, out)
+    with writing(out.parent, remedy), PeakMemory() as memory, staging_folder(out) as folder:
+        _check_space(folder, plan.out_bytes + _SPARE_BYTES, remedy)
+        writer = ArtefactWriter(job, checkpoint, plan, folder)
+        progress.phase("compressing", f"{len(plan.modifiers)} layers of {checkpoint.folder}")
+        writer.write_weights(progress)
+        writer.write_files()
+        progress.phase("verifying", str(folder))
+        writer.verify()
+        job.sources.check_unchanged()
+        manifest = writer.manifest(memory)
+        manifest.write(folder)
+        progress.phase("publishing", str(out))
+        publish(folder, out)
     return manifest
 
 

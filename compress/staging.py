@@ -47,7 +47,7 @@ def publish(folder: Path, out: Path) -> None:
     """Makes ``folder`` durable and puts it in the place of ``out``."""
     for path in [*folder.iterdir(), folder]:
         _fsync(path)
-    if (out / MANIFEST_NAME).exists():
+    if out.exists():
         # A name that the next run sweeps away, should this one die in between.
         old = _temporary_name(out)
         out.rename(old)

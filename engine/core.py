@@ -91,7 +91,8 @@ class EngineCore:
             try:
                 tokens = self._runner.run(batch)
             except Exception:
-                logger.exception("a step of %d sequences failed", len(batch.items))
+                ids = [item.sequence.id for item in batch.items]
+                logger.exception("a step failed with requests %s", ids)
                 message = "the engine could not compute a step"
                 output.finished.extend(self._scheduler.fail(batch, message, self._clock()))
             else:

@@ -44,7 +44,7 @@ class Overloaded(EngineError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine is starting, restarting, draining or gone; nothing was generated."""
+    """The engine is starting, restarting, draining or gone; another try may succeed."""
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

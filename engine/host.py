@@ -63,5 +63,8 @@ def main(address: str, parent: int, config: EngineConfig) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="engine: %(levelname)s %(message)s", level=logging.WARNING)
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), decode_config(sys.argv[3])))
+    wanted = decode_config(sys.argv[3])
+    logging.basicConfig(
+        format="venturi: %(levelname)s %(name)s: %(message)s", level=wanted.log_level.upper()
+    )
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), wanted))

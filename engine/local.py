@@ -36,8 +36,8 @@ class LocalTransport:
                 run_loop(core, self._receive, send)
             except ModelLoadError as error:
                 send(LoadFailed(str(error)))
-            except Exception as error:
-                how = f"the engine thread failed: {type(error).__name__}"
+            except Exception:
+                how = "the engine thread failed"
                 raise
             finally:
                 if not loop.is_closed():

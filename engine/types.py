@@ -9,7 +9,10 @@ from enum import Enum
 
 
 class FinishReason(Enum):
-    """Why a sequence ended. The last three never carry a usable result."""
+    """Why a sequence ended. The last four carry no result.
+
+    ``ERROR``: this request cannot be computed; ``LOST``: the engine died under it.
+    """
 
     STOP = "stop"
     LENGTH = "length"
@@ -18,6 +21,7 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     ERROR = "error"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

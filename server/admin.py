@@ -1,6 +1,7 @@
 """``AdminService``: load, start-up, drain."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from engine.errors import EngineUnavailable, InvalidRequest, NotServed
 from server import convert
@@ -8,6 +9,8 @@ from server.door import Call
 from server.serving import Progress, Serving
 from venturi.v1 import admin_pb2 as pb
 from venturi.v1 import admin_pb2_grpc
+
+_MAX_DRAIN_S = 86400.0
 
 # Seconds to wait for what runs -> (completed, ended by force).
 Drain = Callable[[float | None], Awaitable[tuple[int, int]]]
@@ -25,17 +28,19 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         engine = self._serving.engine
         if engine is None:
             raise EngineUnavailable("the model is not loaded yet")
-        stats = await engine.stats()
+        stats, totals = engine.last_stats, engine.totals
+        with suppress(EngineUnavailable):  # between two engines the last counts are all there is
+            stats = await engine.stats()
         return pb.GetLoadResponse(
             queued=stats.queued,
             running=stats.running,
             kv_blocks_used=stats.blocks_used,
             kv_blocks_free=stats.blocks_free,
             tokens_per_second=self._serving.rate.per_second(),
-            prompt_tokens_total=stats.prompt_tokens,
-            completion_tokens_total=stats.generated_tokens,
-            preemptions_total=stats.preemptions,
-            engine_restarts_total=engine.restarts,
+            prompt_tokens_total=totals.prompt_tokens,
+            completion_tokens_total=totals.completion_tokens,
+            preemptions_total=totals.preemptions,
+            engine_restarts_total=totals.restarts,
         )
 
     async def WatchStartup(self, request: pb.WatchStartupRequest, call: Call) -> None:
@@ -51,9 +56,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """See the contract."""
         timeout = None
         if request.HasField("timeout"):
-            timeout = request.timeout.ToTimedelta().total_seconds()
-            if timeout < 0:
-                raise InvalidRequest("timeout", "must not be negative")
+            timeout = convert.seconds(request.timeout)
+            if not 0 <= timeout <= _MAX_DRAIN_S:
+                raise InvalidRequest("timeout", f"must be from 0 to {_MAX_DRAIN_S} s")
         completed, aborted = await self._drain(timeout)
         return pb.DrainResponse(completed=completed, aborted=aborted)
 

@@ -17,7 +17,7 @@ from server.admin import AdminServicer
 from server.compressor import CompressionFailed
 from server.config import ServerConfig
 from server.console import StartupDisplay, ready_lines, say
-from server.door import Door
+from server.door import Door, Limits
 from server.inference import InferenceServicer
 from server.models import ModelServicer
 from server.serving import Progress, Serving
@@ -53,7 +53,6 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
 ]
 _STOP_GRACE_S = 0.25
 
@@ -71,9 +70,12 @@ class Service:
         self.serving.on_ready_change = self._ready_changed
         self.port = 0
         self._telemetry = Telemetry.from_environment({"service.version": __version__})
+        limits = Limits(config.request_timeout, config.write_timeout)
         self._health = health_aio.HealthServicer()
         self._health_tasks: set[asyncio.Task[None]] = set()
-        self._server = grpc.aio.server(interceptors=[Door(self._telemetry)], options=_OPTIONS)
+        self._server = grpc.aio.server(
+            interceptors=[Door(self._telemetry, limits)], options=_OPTIONS
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(self.serving), self._server
         )
@@ -92,13 +94,16 @@ class Service:
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         for name in _LIVENESS:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        address = f"{self.config.host}:{self.config.port}"
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        address = f"{host}:{self.config.port}"
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError:
             self.port = 0
         if self.port == 0:
-            raise StartFailed(f"cannot listen on {address}: is it in use? choose another --port")
+            raise StartFailed(
+                f"cannot listen on {address}: it is in use, or no address of this machine; choose another --port or --host"
+            )
         await self._server.start()
 
     async def lead_up(self) -> None:

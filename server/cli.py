@@ -47,6 +47,7 @@ def main() -> None:
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
+@click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of these.")
 def serve(file: Path | None, **flags: Any) -> int:

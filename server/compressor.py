@@ -32,7 +32,7 @@ async def compress(
 
     A cancelled call ends the child, which leaves nothing half-written.
     """
-    arguments = ["-m", "compress", str(model), "--recipe", recipe, "--progress", "json"]
+    arguments = ["-P", "-m", "compress", str(model), "--recipe", recipe, "--progress", "json"]
     if cache_dir is not None:
         arguments += ["--cache-dir", str(cache_dir)]
     child = await asyncio.create_subprocess_exec(
@@ -63,7 +63,10 @@ async def _follow(
 ) -> Compression | None:
     phases: list[tuple[str, int]] = []
     async for line in lines:
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise CompressionFailed(f"compress printed {line[:80]!r} in place of JSON") from None
         match event["event"]:
             case "phase":
                 phases.append((event["phase"], event["time_ns"]))

@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
 NO_RECIPE = "none"
+DEFAULT_PORT = 50051
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
 
@@ -33,6 +34,12 @@ def parse_size(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
+def parse_port(value: Any) -> Any:
+    """Kubernetes sets VENTURI_PORT=tcp://ADDRESS:PORT for a Service named venturi."""
+    return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+Port = Annotated[int, BeforeValidator(parse_port), Field(ge=0, le=65535)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 
 
@@ -46,7 +53,7 @@ class ServerConfig(BaseSettings):
     recipe: str = "w8a8"
     cache_dir: Path | None = None
     host: str = "127.0.0.1"
-    port: int = Field(50051, ge=0, le=65535)
+    port: Port = DEFAULT_PORT
     kv_dtype: Literal["auto", "int8", "fp32"] = "auto"
     kv_memory: Size = Field(256 << 20, ge=1 << 16)
     kv_blocks: int | None = Field(None, ge=1)
@@ -56,6 +63,8 @@ class ServerConfig(BaseSettings):
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
+    request_timeout: float = Field(600.0, gt=0)
+    write_timeout: float = Field(30.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -101,12 +110,22 @@ def load_config(flags: dict[str, Any], file: Path | None) -> ServerConfig:
     class WithFile(ServerConfig):
         model_config = SettingsConfigDict(yaml_file=file)
 
+    _refuse_misspelt_variables()
     try:
         return WithFile(**flags)
     except ValidationError as error:
         raise ConfigError(_one_line(error, file)) from error
     except Exception as error:  # the YAML reader raises its own kinds
         raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _refuse_misspelt_variables() -> None:
+    """Other programs may use the prefix too, so only a name near to a setting is an error."""
+    known = [f"VENTURI_{name.upper()}" for name in ServerConfig.model_fields]
+    for name in os.environ:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if name.startswith("VENTURI_") and name not in known and near:
+            raise ConfigError(f"{name} is no setting; did you mean {near[0]}?")
 
 
 def _one_line(error: ValidationError, file: Path | None) -> str:

@@ -10,6 +10,7 @@ from engine.client.requests import Chat, GenerationRequest
 from engine.client.stream import Coalescing
 from engine.errors import InvalidRequest
 from engine.types import FinishReason, ModelReport
+from server.telemetry import Attribute
 from server.unserved import refuse_unserved
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1 import model_pb2
@@ -104,9 +105,9 @@ def summary(end: End, prompt_tokens: int) -> pb.Summary:
     return pb.Summary(usage=usage, timings=timings)
 
 
-def span_attributes(request: GenerationRequest, name: str) -> dict[str, str | int | float | bool]:
+def span_attributes(request: GenerationRequest, name: str) -> dict[str, Attribute]:
     """A request in OpenTelemetry's GenAI terms, without its text."""
-    attributes: dict[str, str | int | float | bool] = {
+    attributes: dict[str, Attribute] = {
         "gen_ai.operation.name": "chat" if isinstance(request.prompt, Chat) else "text_completion",
         "gen_ai.provider.name": "venturi",
         "gen_ai.request.model": name,
@@ -119,11 +120,11 @@ def span_attributes(request: GenerationRequest, name: str) -> dict[str, str | in
     return attributes
 
 
-def end_attributes(end: End, prompt_tokens: int, variant: str) -> dict[str, str | int]:
+def end_attributes(end: End, prompt_tokens: int, variant: str) -> dict[str, Attribute]:
     """A result in OpenTelemetry's GenAI terms."""
     return {
         "gen_ai.response.model": variant,
-        "gen_ai.response.finish_reason": end.reason.value,
+        "gen_ai.response.finish_reasons": [end.reason.value],
         "gen_ai.usage.input_tokens": prompt_tokens,
         "gen_ai.usage.output_tokens": end.completion_tokens,
         "venturi.preemptions": end.preemptions,
@@ -135,6 +136,11 @@ def duration(seconds: float) -> duration_pb2.Duration:
     message = duration_pb2.Duration()
     message.FromNanoseconds(max(0, int(seconds * 1e9)))
     return message
+
+
+def seconds(message: duration_pb2.Duration) -> float:
+    """Inverse of ``duration`` for whatever a client may send."""
+    return float(message.seconds + message.nanos / 1e9)
 
 
 def model(report: ModelReport) -> model_pb2.Model:
@@ -211,7 +217,4 @@ def _optional(message: Any, field: str) -> Any:
 
 
 def _seconds(message: Any, field: str) -> float | None:
-    if not message.HasField(field):
-        return None
-    value = getattr(message, field)
-    return float(value.seconds + value.nanos / 1e9)
+    return seconds(getattr(message, field)) if message.HasField(field) else None

@@ -13,6 +13,7 @@ import click
 
 from server import __version__
 from server.config import EMBEDDED_MODEL, ConfigError, load_config
+from server.telemetry import ENDPOINTS
 
 _PACKAGES = ("torch", "grpcio", "protobuf", "tokenizers", "safetensors", "pyzmq", "uvloop")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
@@ -50,7 +51,7 @@ def _rows(given: dict[str, object]) -> Iterator[Row]:
     yield _port(config.host, config.port)
     yield _cache(config.cache_dir)
     exporter = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
-    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
     yield "telemetry", f"exported to {endpoint}" if endpoint else "off", exporter or not endpoint
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from google.rpc import status_pb2
 
-from engine.errors import EngineError, InvalidRequest
+from engine.errors import DeadlineExceeded, InvalidRequest
 from server.errors import code_of, retry_after_ms, to_status
 from server.telemetry import ServerSpan, Telemetry
 
@@ -35,19 +35,34 @@ class Call:
 
     context: grpc.aio.ServicerContext[Any, Any]
     request_id: str
-    deadline: float | None
+    deadline: float
     span: ServerSpan
+    write_timeout_s: float
 
     async def write(self, message: Any) -> None:
-        """Sends a message of a stream; waits while the client does not read."""
-        await self.context.write(message)
+        """Sends a message of a stream; waits for a client that does not read, but not for ever."""
+        try:
+            async with asyncio.timeout(self.write_timeout_s):
+                await self.context.write(message)
+        except TimeoutError:
+            text = f"the client has not read for {self.write_timeout_s} s"
+            raise DeadlineExceeded(text) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Longest times, in seconds: a whole request, and one write that its client blocks."""
+
+    request_s: float
+    write_s: float
 
 
 class Door(grpc.aio.ServerInterceptor):
     """Wraps the methods of ``venturi.v1``; health and reflection pass as they are."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, limits: Limits) -> None:
         self._telemetry = telemetry
+        self._limits = limits
 
     async def intercept_service(
         self,
@@ -79,7 +94,7 @@ class Door(grpc.aio.ServerInterceptor):
                 return await handler(request, call)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
-                if call.deadline is not None and time.monotonic() >= call.deadline:
+                if time.monotonic() >= call.deadline:
                     code = grpc.StatusCode.DEADLINE_EXCEEDED
                 raise
             except grpc.aio.AbortError:
@@ -87,7 +102,7 @@ class Door(grpc.aio.ServerInterceptor):
             except Exception as error:
                 status = to_status(error, call.request_id)
                 code = code_of(status)
-                if not isinstance(error, EngineError):
+                if code is grpc.StatusCode.INTERNAL:
                     logger.exception("request %s failed", call.request_id)
                 await _abort(context, status, call.request_id)
             finally:
@@ -101,9 +116,10 @@ class Door(grpc.aio.ServerInterceptor):
         metadata = dict(context.invocation_metadata() or ())
         span = self._telemetry.server_span(method, metadata, request_id)
         remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
+        longest = self._limits.request_s
+        deadline = time.monotonic() + (longest if remaining is None else min(remaining, longest))
         context.set_trailing_metadata((("x-request-id", request_id),))
-        return Call(context, request_id, deadline, span)
+        return Call(context, request_id, deadline, span, self._limits.write_s)
 
 
 async def _abort(

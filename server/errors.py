@@ -21,11 +21,14 @@ from engine.errors import (
 
 Code = grpc.StatusCode
 DOMAIN = "venturi"
+_MAX_TEXT = 500
 
 
 def _field(error: EngineError) -> list[Message]:
     assert isinstance(error, InvalidRequest | NotServed)
-    violation = details.BadRequest.FieldViolation(field=error.field, description=str(error))
+    violation = details.BadRequest.FieldViolation(
+        field=error.field, description=str(error)[:_MAX_TEXT]
+    )
     return [details.BadRequest(field_violations=[violation])]
 
 
@@ -43,7 +46,7 @@ def _quota(error: EngineError) -> list[Message]:
 
 def _resource(error: EngineError) -> list[Message]:
     assert isinstance(error, UnknownModel)
-    return [details.ResourceInfo(resource_type="model", resource_name=error.name)]
+    return [details.ResourceInfo(resource_type="model", resource_name=error.name[:_MAX_TEXT])]
 
 
 def _none(error: EngineError) -> list[Message]:
@@ -94,7 +97,9 @@ def retry_after_ms(status: status_pb2.Status) -> int | None:
 
 def _with_field(error: Exception) -> str:
     field = getattr(error, "field", "")
-    return f"{field}: {error}" if field else str(error)
+    text = f"{field}: {error}" if field else str(error)
+    # All trailers together must stay below 16 KiB, and the details repeat the text.
+    return text[:_MAX_TEXT]
 
 
 def _pack(message: Message) -> any_pb2.Any:

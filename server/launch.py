@@ -14,4 +14,5 @@ import click
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def serve(arguments: tuple[str, ...]) -> None:
     """Run the inference service."""
-    os.execv(sys.executable, [sys.executable, "-m", "server", *arguments])
+    # -P: a folder named server or compress in the working directory is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "server", *arguments])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.client.files import read_optional_json
 from venturi.v1 import model_pb2 as pb
 
 
@@ -17,16 +18,15 @@ class Provenance:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Provenance":
-        """Reads the manifest where there is one."""
-        path = folder / "venturi.json"
-        return cls(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+        """Reads the manifest where there is one. Raises ``ModelLoadError``."""
+        return cls(read_optional_json(folder / "venturi.json"))
 
     def to_proto(self, checkpoint_format: str) -> pb.Provenance:
         """The contract's message; empty fields are unknown for an original model."""
-        recipe = self.manifest.get("recipe", {})
+        recipe = self._object("recipe")
         weights = {
             name: digest
-            for name, digest in sorted(self.manifest.get("sources", {}).items())
+            for name, digest in sorted(self._object("sources").items())
             if name.endswith(".safetensors")
         }
         joined = hashlib.sha256(json.dumps(weights).encode()).hexdigest()
@@ -36,10 +36,16 @@ class Provenance:
             recipe_sha256=recipe.get("sha256", ""),
             weights_sha256=single if len(weights) <= 1 else joined,
             format=checkpoint_format,
-            venturi_version=self.manifest.get("versions", {}).get("venturi", ""),
+            venturi_version=self._object("versions").get("venturi", ""),
             artefact=self.manifest.get("key", ""),
         )
 
     def methods(self) -> dict[str, str]:
         """Compression method by module name."""
-        return {row["name"]: row["method"] for row in self.manifest.get("layers", [])}
+        rows = self.manifest.get("layers")
+        layers = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        return {str(row.get("name")): str(row.get("method", "")) for row in layers}
+
+    def _object(self, key: str) -> dict[str, Any]:
+        value = self.manifest.get(key)
+        return value if isinstance(value, dict) else {}

@@ -12,6 +12,7 @@ from server.provenance import Provenance
 from venturi.v1 import admin_pb2 as pb
 
 _RETRY_AFTER_S = 1.0
+_ABORT_S = 1.0
 ENDED = (pb.PHASE_READY, pb.PHASE_FAILED)
 
 
@@ -65,7 +66,8 @@ class Serving:
         self.find(model)
         if self._generator is None or not self.ready:
             phase = pb.Phase.Name(self._progress.phase).removeprefix("PHASE_").lower()
-            raise EngineUnavailable(f"the service is {phase}", _RETRY_AFTER_S)
+            retry = _RETRY_AFTER_S if self.engine is None else self.engine.retry_after_s
+            raise EngineUnavailable(f"the service is {phase}", retry)
         return self._generator
 
     def loaded_generator(self) -> Generator:
@@ -127,8 +129,10 @@ class Serving:
             await asyncio.sleep(0.02)
         left = self.open_requests
         if left and self.engine is not None:
-            self.engine.cancel_all()
-            while self.open_requests and time.monotonic() < give_up + 1.0:
+            give_up += _ABORT_S
+            while self.open_requests and time.monotonic() < give_up:
+                # Again and again: a request may still have been in the tokeniser.
+                self.engine.cancel_all()
                 await asyncio.sleep(0.02)
         return before - left, left
 

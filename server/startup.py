@@ -64,6 +64,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
             max_sequences=config.max_sequences, token_budget=config.token_budget
         ),
         kernels=KernelConfig(threads=config.threads),
+        log_level=config.log_level,
     )
 
 

@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
     from engine.client.generation import End
 
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-# Unix time at monotonic time 0, so that times of the engine process can be exported.
-_EPOCH_NS = time.time_ns() - time.monotonic_ns()
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+Attribute = str | int | float | bool | list[str]
 _FLUSH_S = 3.0
-
-
-def unix_ns(monotonic_s: float) -> int:
-    """Unix time in nanoseconds of a ``time.monotonic`` time."""
-    return _EPOCH_NS + int(monotonic_s * 1e9)
 
 
 class ServerSpan:
@@ -39,7 +33,7 @@ class ServerSpan:
         self._telemetry = telemetry
         self._span = span
 
-    def set(self, attributes: Mapping[str, str | int | float | bool]) -> None:
+    def set(self, attributes: Mapping[str, Attribute]) -> None:
         """Adds attributes."""
         if self._span is not None:
             self._span.set_attributes(dict(attributes))
@@ -48,12 +42,15 @@ class ServerSpan:
         """Children tokenize, queue, prefill and decode of an ended generation."""
         if self._span is None:
             return
+        # Unix time at monotonic time 0, taken now: the wall clock may have been set meanwhile.
+        epoch_ns = time.time_ns() - time.monotonic_ns()
         edges = (end.arrival, end.tokenized, end.scheduled, end.first_token, end.finished)
         names = ("tokenize", "queue", "prefill", "decode")
         for name, (begin, stop) in zip(names, pairwise(edges), strict=True):
             if begin is not None:
                 last = end.finished if stop is None else stop
-                self._telemetry.child(self._span, name, unix_ns(begin), unix_ns(last))
+                times = (epoch_ns + int(1e9 * begin), epoch_ns + int(1e9 * last))
+                self._telemetry.child(self._span, name, *times)
 
     def end(self, code: grpc.StatusCode) -> None:
         """Closes the span; every code but OK is an error, as the RPC conventions say."""
@@ -78,7 +75,7 @@ class Telemetry:
     @classmethod
     def from_environment(cls, attributes: Mapping[str, str]) -> "Telemetry":
         """Exports by OTLP/gRPC where an endpoint is set."""
-        if not any(os.environ.get(name) for name in _ENDPOINTS):
+        if not any(os.environ.get(name) for name in ENDPOINTS):
             return cls(None)
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

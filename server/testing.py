@@ -35,7 +35,7 @@ class ServerProcess:
 
     def __enter__(self) -> "ServerProcess":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "server", *self._arguments, "--port", "0"],
+            [sys.executable, "-P", "-m", "server", *self._arguments, "--port", "0"],
             stderr=subprocess.PIPE,
             text=True,
             env=self._env,

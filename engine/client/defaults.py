@@ -35,14 +35,13 @@ class GenerationDefaults:
         found = read_optional_json(folder / "generation_config.json")
         config = read_optional_json(folder / "config.json")
         sampling = found if found.get("do_sample") else {}
-        stop = found.get("stop_strings") or ()
         try:
             return cls(
                 temperature=float(sampling.get("temperature", 1.0 if sampling else 0.0)),
                 top_p=float(sampling.get("top_p", 1.0)),
                 top_k=int(sampling.get("top_k", 50 if sampling else 0)),
                 eos_token_ids=_ids(found.get("eos_token_id", config.get("eos_token_id"))),
-                chat_stop=(stop,) if isinstance(stop, str) else tuple(stop),
+                chat_stop=_strings(found.get("stop_strings")),
             )
         except (OverflowError, TypeError, ValueError) as error:
             raise ModelLoadError(f"{folder / 'generation_config.json'}: {error}") from error
@@ -52,3 +51,10 @@ def _ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(int(i) for i in value) if isinstance(value, list) else (int(value),)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value or []
+    if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
+        raise ValueError(f"stop_strings must be non-empty strings, not {value!r}")
+    return tuple(strings)

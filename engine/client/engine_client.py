@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from engine.client.stream import TokenStream
@@ -30,6 +31,17 @@ _MAX_BACKOFF_S = 30.0
 _STABLE_S = 60.0
 
 
+_IDLE = EngineStats(
+    queued=0,
+    running=0,
+    blocks_used=0,
+    blocks_free=0,
+    prompt_tokens=0,
+    generated_tokens=0,
+    preemptions=0,
+)
+
+
 class EngineState(Enum):
     """Life of the engine behind a client."""
 
@@ -38,6 +50,16 @@ class EngineState(Enum):
     RESTARTING = "restarting"
     FAILED = "failed"
     STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts since the front end started; they outlive the engine's incarnations."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    preemptions: int = 0
+    restarts: int = 0
 
 
 class EngineClient:
@@ -53,7 +75,8 @@ class EngineClient:
         self._backoff_s = _FIRST_BACKOFF_S
         self._ready_since = 0.0
         self.state = EngineState.STARTING
-        self.restarts = 0
+        self.totals = Totals()
+        self.last_stats = _IDLE
         self.report: ModelReport | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_loading: Callable[[Loading], None] = lambda loading: None
@@ -62,9 +85,9 @@ class EngineClient:
         return f"<EngineClient {self.state.value} open {len(self._streams)}>"
 
     @property
-    def transport(self) -> Transport | None:
-        """The present incarnation."""
-        return self._transport
+    def retry_after_s(self) -> float:
+        """When it is worth asking again while the engine is not ready."""
+        return max(1.0, self._backoff_s)
 
     async def start(self) -> ModelReport:
         """Starts the engine and waits until it is ready. Raises ``ModelLoadError``."""
@@ -88,9 +111,10 @@ class EngineClient:
     def submit(self, request: Request) -> TokenStream:
         """Hands a request to the engine. Raises ``EngineUnavailable``."""
         if self.state is not EngineState.READY or self._transport is None:
-            raise EngineUnavailable(f"the engine is {self.state.value}", self._backoff_s)
+            raise EngineUnavailable(f"the engine is {self.state.value}", self.retry_after_s)
         if request.id in self._streams:
             raise InvalidRequest("request_id", "a request with this id is running")
+        self.totals.prompt_tokens += len(request.prompt)
         stream = self._streams[request.id] = TokenStream()
         self._transport.send(Submit(request))
         return stream
@@ -108,7 +132,7 @@ class EngineClient:
     async def stats(self) -> EngineStats:
         """The core's live counts. Raises ``EngineUnavailable``."""
         if self.state is not EngineState.READY or self._transport is None:
-            raise EngineUnavailable(f"the engine is {self.state.value}", self._backoff_s)
+            raise EngineUnavailable(f"the engine is {self.state.value}", self.retry_after_s)
         future: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
         self._waiting_stats.append(future)
         self._transport.send(GetStats())
@@ -122,13 +146,16 @@ class EngineClient:
     def _on_message(self, message: FromEngine) -> None:
         match message:
             case Events(output=output):
+                self.totals.completion_tokens += len(output.tokens)
                 for event in output.tokens:
                     if (stream := self._streams.get(event.id)) is not None:
                         stream.put_token(event.token)
                 for finished in output.finished:
+                    self.totals.preemptions += finished.preemptions
                     if (stream := self._streams.pop(finished.id, None)) is not None:
                         stream.put_finished(finished)
             case Stats(stats=stats):
+                self.last_stats = stats
                 if self._waiting_stats and not (future := self._waiting_stats.pop(0)).done():
                     future.set_result(stats)
             case Loading():
@@ -136,7 +163,7 @@ class EngineClient:
             case Ready(report=report):
                 self._on_ready(report)
             case LoadFailed(message=text):
-                self._fail(ModelLoadError(text))
+                self._on_load_failed(text)
 
     def _on_ready(self, report: ModelReport) -> None:
         if self.state is EngineState.STOPPED:
@@ -147,12 +174,17 @@ class EngineClient:
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(report)
 
+    def _on_load_failed(self, text: str) -> None:
+        """Final at the first start. Later the cause may pass, so that its exit restarts it."""
+        if self.state is EngineState.STARTING:
+            self._fail(ModelLoadError(text))
+        else:
+            logger.error("the engine cannot load the model: %s", text)
+
     def _fail(self, error: Exception) -> None:
         self._set_state(EngineState.FAILED)
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
-        else:
-            logger.error("the engine cannot be restarted: %s", error)
 
     def _on_exit(self, how: str) -> None:
         if self.state in (EngineState.STOPPED, EngineState.FAILED):
@@ -160,11 +192,13 @@ class EngineClient:
         if self.state is EngineState.STARTING:
             self._fail(ModelLoadError(f"{how} while it loaded the model"))
             return
-        if time.monotonic() - self._ready_since > _STABLE_S:
+        served = self.state is EngineState.READY
+        if served and time.monotonic() - self._ready_since > _STABLE_S:
             self._backoff_s = _FIRST_BACKOFF_S
         self._set_state(EngineState.RESTARTING)
         logger.warning("%s; restart in %.1f s", how, self._backoff_s)
-        self._end_all(FinishReason.ERROR, how)
+        self.last_stats = _IDLE
+        self._end_all(FinishReason.LOST, how)
         self._restart = asyncio.create_task(self._restart_later())
 
     async def _restart_later(self) -> None:
@@ -174,7 +208,7 @@ class EngineClient:
                 await old.stop()
             await asyncio.sleep(self._backoff_s)
             self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
-            self.restarts += 1
+            self.totals.restarts += 1
             self._transport = self._make_transport()
             try:
                 return await self._transport.start(self._on_message, self._on_exit)

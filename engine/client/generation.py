@@ -4,7 +4,6 @@ A ``Generation`` ends with exactly one ``Delta`` that has an ``End``, or with on
 """
 
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from engine.errors import (
     DeadlineExceeded,
     EngineUnavailable,
     GenerationFailed,
+    InvalidRequest,
     Overloaded,
 )
 from engine.types import Finished, FinishReason, Request
@@ -110,6 +110,7 @@ class Generator:
         return await asyncio.to_thread(self.tokenizer.decode, ids, skip_special_tokens=skip_special)
 
     def _tokenize(self, prompt: str | Chat, add_special: bool) -> tuple[list[int], str]:
+        self._refuse_long(prompt)
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=add_special), prompt
         text = self.tokenizer.render(
@@ -117,6 +118,13 @@ class Generator:
         )
         # The template prints the special tokens itself.
         return self.tokenizer.encode(text, add_special_tokens=False), text
+
+    def _refuse_long(self, prompt: str | Chat) -> None:
+        """Tokenising takes seconds for megabytes; what cannot fit is refused before."""
+        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.messages]
+        most = self.limits.max_sequence_tokens * self.tokenizer.longest_token
+        if (characters := sum(map(len, texts))) > most:
+            raise InvalidRequest("input", f"{characters} characters are more than can fit")
 
     async def _submit(self, request: GenerationRequest, arrival: float) -> "Generation":
         prompt = request.prompt
@@ -154,9 +162,7 @@ class Generation:
         self._tokenized = tokenized
         self._coalescing = options.coalescing
         self._include_stop = options.include_stop
-        skip = not options.include_stop  # an included stop token may be a special one
-        decode = functools.partial(generator.tokenizer.decode, skip_special_tokens=skip)
-        self._detokenizer = IncrementalDetokenizer(decode)
+        self._detokenizer = IncrementalDetokenizer(generator.tokenizer.decode)
         self._matcher = StopMatcher(stops, options.include_stop)
         self._matched: str | None = None
         self._count = 0
@@ -175,8 +181,8 @@ class Generation:
             self._generator.release()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Deltas to the end. Raises ``DeadlineExceeded``, ``EngineUnavailable`` (nothing was
-        generated, so it is safe to try again) or ``GenerationFailed``."""
+        """Deltas to the end. Raises ``DeadlineExceeded``, ``GenerationFailed``, or
+        ``EngineUnavailable``: the server ended it, or the engine died before the first token."""
         finished: Finished | None = None
         while finished is None:
             piece = await self._stream.next(self._coalescing)
@@ -195,13 +201,20 @@ class Generation:
         text = ""
         for count, token in enumerate(tokens, 1):
             self._count += 1
-            hidden = token in self._request.stopping.stop_token_ids and not self._include_stop
-            piece = "" if hidden else self._detokenizer.add([token])
-            safe, self._matched = self._matcher.add(piece)
+            safe, self._matched = self._matcher.add(self._piece(token))
             text += safe
             if self._matched is not None:
                 return text, tokens[:count]
         return text, tokens
+
+    def _piece(self, token: int) -> str:
+        stopping = self._request.stopping
+        if token not in (*stopping.stop_token_ids, *stopping.eos_token_ids):
+            return self._detokenizer.add([token])
+        if not self._include_stop:
+            return ""
+        # It may be a special token, which the text does not show otherwise.
+        return self._generator.tokenizer.decode([token], skip_special_tokens=False)
 
     def _rest(self) -> str:
         """Text that waited for more: an unfinished character, the start of a stop string."""
@@ -220,9 +233,9 @@ class Generation:
             raise DeadlineExceeded("the deadline passed")
         if finished.reason is FinishReason.CANCELLED:
             raise EngineUnavailable("the server ended the request")
-        if finished.reason is FinishReason.ERROR:
-            if self._count == 0:
-                raise EngineUnavailable(finished.message)
+        if finished.reason is FinishReason.LOST and self._count == 0:
+            raise EngineUnavailable(finished.message)
+        if finished.reason in (FinishReason.ERROR, FinishReason.LOST):
             raise GenerationFailed(finished.message)
 
     def _end(self, finished: Finished) -> End:

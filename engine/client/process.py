@@ -1,6 +1,7 @@
 """Runs an engine in a process of its own and talks to it over a Unix socket."""
 
 import asyncio
+import logging
 import os
 import shutil
 import sys
@@ -19,6 +20,8 @@ from engine.messages import (
     encode,
     encode_config,
 )
+
+logger = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 5.0
 
@@ -41,21 +44,17 @@ class ProcessTransport:
     async def start(
         self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]
     ) -> None:
-        """Starts the process. Both callbacks are called in the event loop."""
+        """Starts the process. Both callbacks are called in the event loop. Raises ``OSError``."""
         # mkdtemp's folder is open to this user only, and so is the socket in it.
         self._folder = tempfile.mkdtemp(prefix="venturi-")
         address = f"ipc://{self._folder}/engine.sock"
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(address)
+        self._socket = _bind(address)
         arguments = (address, str(os.getpid()), encode_config(self._config))
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "engine.host", *arguments, start_new_session=True
+            sys.executable, "-P", "-m", "engine.host", *arguments, start_new_session=True
         )
         self._tasks = [
-            asyncio.create_task(self._read(self._socket, on_message)),
+            asyncio.create_task(self._read(self._socket, self._process, on_message)),
             asyncio.create_task(self._watch(self._process, on_exit)),
         ]
 
@@ -82,10 +81,18 @@ class ProcessTransport:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _read(
-        self, socket: zmq.asyncio.Socket, on_message: Callable[[FromEngine], None]
+        self,
+        socket: zmq.asyncio.Socket,
+        process: asyncio.subprocess.Process,
+        on_message: Callable[[FromEngine], None],
     ) -> None:
-        while True:
-            on_message(decode_from_engine(await socket.recv()))
+        try:
+            while True:
+                on_message(decode_from_engine(await socket.recv()))
+        except Exception:
+            # Nobody would hear this engine any more: its end is seen, and it is restarted.
+            logger.exception("the engine's messages cannot be read")
+            process.kill()
 
     async def _watch(
         self, process: asyncio.subprocess.Process, on_exit: Callable[[str], None]
@@ -93,3 +100,15 @@ class ProcessTransport:
         code = await process.wait()
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         on_exit(f"the engine process {how}")
+
+
+def _bind(address: str) -> zmq.asyncio.Socket:
+    try:
+        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.bind(address)
+    except zmq.ZMQError as error:  # not an OSError, though it has an errno
+        raise OSError(error.errno, f"cannot open {address}: {error}") from error
+    return socket

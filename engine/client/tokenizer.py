@@ -36,9 +36,11 @@ class Tokenizer:
     def __init__(
         self, folder: Path, tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None
     ) -> None:
-        self._folder = folder
         self._tokenizer = tokenizer
         self._template = template
+        self._files = tuple(_read_files(folder))
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._longest_token = max(map(len, vocabulary), default=1)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
@@ -62,9 +64,9 @@ class Tokenizer:
         return self._template is not None
 
     @property
-    def vocabulary_size(self) -> int:
-        """Ids that the tokenizer knows; the model may have more."""
-        return self._tokenizer.get_vocab_size()
+    def longest_token(self) -> int:
+        """Characters of the longest token: text of n times as many has at least n tokens."""
+        return self._longest_token
 
     @property
     def chat_stop(self) -> str:
@@ -89,9 +91,13 @@ class Tokenizer:
         return self._template.render(messages, add_generation_prompt, extra)
 
     def files(self) -> Iterator[TokenizerFile]:
-        """The files that make this tokenizer."""
-        for name in _FILES:
-            path = self._folder / name
-            if path.exists():
-                data = path.read_bytes()
-                yield TokenizerFile(name, data, hashlib.sha256(data).hexdigest())
+        """The files that make this tokenizer, as they were when it was loaded."""
+        yield from self._files
+
+
+def _read_files(folder: Path) -> Iterator[TokenizerFile]:
+    for name in _FILES:
+        path = folder / name
+        if path.exists():
+            data = path.read_bytes()
+            yield TokenizerFile(name, data, hashlib.sha256(data).hexdigest())

@@ -18,6 +18,8 @@ TABLE = {
     ("dense_linear", "torch"): "engine.kernels.torch_native",
     ("rms_norm", "reference"): "engine.kernels.reference",
     ("rms_norm", "torch"): "engine.kernels.torch_native",
+    ("layer_norm", "reference"): "engine.kernels.reference",
+    ("layer_norm", "torch"): "engine.kernels.torch_native",
     ("attention", "torch"): "engine.kernels.torch_native",
 }
 BACKENDS = ("torch",)
