@@ -22,7 +22,9 @@ FROM build AS build-cuda
 RUN pip uninstall -y torch && pip install --no-cache-dir -c constraints.txt torch
 
 FROM python:3.11-slim-bookworm AS base
-RUN useradd --create-home --uid 10001 venturi
+# The cache exists and is ours, so that a fresh volume mounted over it is writable.
+RUN useradd --create-home --uid 10001 venturi \
+    && install -d -o venturi -g venturi /home/venturi/.cache
 LABEL org.opencontainers.image.title="venturi" \
       org.opencontainers.image.description="gRPC inference with compression built in" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -21,6 +21,9 @@ check: $(VENV)/dev.stamp
 	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; \
 	else echo "buf lint left out: node is not installed"; fi
 
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m bench.serve $(ARGS)
+
 protos: $(VENV)/dev.stamp
 	$(BIN)/python scripts/gen_protos.py
 

@@ -51,6 +51,8 @@ def compress_command(
 
     The artefact's path is the last line on stdout.
     """
+    if out is not None and cache_dir is not None:
+        raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
     progress = make_progress(mode)
     with _exit_codes(progress):
         progress.done(_compress(model, recipe, out, cache_dir, progress))

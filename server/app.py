@@ -102,7 +102,8 @@ class Service:
             self.port = 0
         if self.port == 0:
             raise StartFailed(
-                f"cannot listen on {address}: it is in use, or no address of this machine; choose another --port or --host"
+                f"cannot listen on {address}: in use, or no address of this machine; "
+                "choose another --port or --host"
             )
         await self._server.start()
 

@@ -1,8 +1,8 @@
 """The kernel table: (operation, backend) -> function, imported when it is asked for.
 
-Every operation has a ``reference`` that says what it computes; each backend is tested
-against it on random shapes. Nothing falls back silently: a backend that lacks an
-operation is an error here, and ``describe`` says what was chosen.
+``reference`` says what each operation computes; the start-up self-test and the parity tests
+compare the backends with it. Nothing falls back silently: a backend that lacks an operation
+is an error here.
 """
 
 from collections.abc import Callable
