@@ -95,4 +95,5 @@ def test_errors_and_reasons_are_those_that_callers_know() -> None:
         "cancelled",
         "deadline",
         "error",
+        "lost",
     }
