@@ -35,6 +35,8 @@ class Letters:
 
     chat_stop = "\x7f"
 
+    longest_token = 1
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if any(not " " <= letter <= "\x7f" for letter in text):
             raise InvalidRequest("input", "ASCII only")
@@ -413,7 +415,7 @@ async def test_an_engine_that_dies_before_the_first_token_is_unavailable(
     generation = await generator.start(ask())
     runner.dies = True
     runner.allow(1)
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(GenerationFailed):
         await collect(generation)
     generation.close()
 
