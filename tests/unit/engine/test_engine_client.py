@@ -1,15 +1,21 @@
 """The engine's keeper: start, restart with growing pauses, stop; with a transport made of paper."""
 
 import asyncio
+import dataclasses
 import itertools
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from engine.client import engine_client
 from engine.client.engine_client import EngineClient, EngineState
+from engine.client.process import ProcessTransport
 from engine.client.stream import Coalescing, Slice, TokenStream
-from engine.config import SchedulerConfig
+from engine.config import EngineConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
 from engine.local import LocalTransport
@@ -259,8 +265,9 @@ async def test_pauses_grow_while_loading_fails_after_a_long_time_of_service(
 ) -> None:
     """Only an engine that served has earned a quick restart, not one that died loading."""
     client, shop = await started("ready", "exit")
-    now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 1000.0)
+    # The client's clock alone: the event loop goes by the real one.
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000.0)
+    monkeypatch.setattr(engine_client, "time", later)
     shop.made[0].exit("it fell over")
     await asyncio.sleep(0.8)
     assert len(shop.made) <= 4
@@ -354,3 +361,32 @@ async def test_a_transport_may_be_stopped_twice_or_before_its_start() -> None:
     transport = LocalTransport(lambda: EngineCore(ArithmeticRunner(), SchedulerConfig()))
     await transport.stop()
     await transport.stop()
+
+
+async def test_a_process_whose_socket_cannot_be_opened_is_an_os_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that the client tries again later; a Unix socket's path has some 100 bytes."""
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
+    with pytest.raises(OSError, match=r"engine\.sock"):
+        await transport.start(lambda message: None, lambda how: None)
+    await transport.stop()
+    assert not list(folder.iterdir())
+
+
+async def test_totals_outlive_the_engine(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    client.submit(make_request("a", 5))
+    tokens = [TokenEvent(id="a", token=1), TokenEvent(id="a", token=2)]
+    shop.made[0].message(Events(StepOutput(tokens)))
+    shop.made[0].exit("it fell over")
+    await until(lambda: client.state is EngineState.READY)
+    client.submit(make_request("a", 3))
+    preempted = dataclasses.replace(ended("a"), preemptions=2)
+    shop.made[1].message(Events(StepOutput(tokens, [preempted])))
+    totals = client.totals
+    assert (totals.prompt_tokens, totals.completion_tokens) == (8, 4)
+    assert (totals.preemptions, totals.restarts) == (2, 1)

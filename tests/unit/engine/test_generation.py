@@ -34,7 +34,6 @@ class Letters:
     """A tokenizer of single characters: id 1 is a space, 96 is the last of ASCII."""
 
     chat_stop = "\x7f"
-
     longest_token = 1
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -264,6 +263,31 @@ async def test_the_models_end_token_ends_unless_it_is_ignored(
     assert (end.reason, len(tokens)) == (FinishReason.LENGTH, 20)
 
 
+@pytest.mark.parametrize("include", [False, True])
+async def test_the_models_end_token_is_shown_where_stops_are(
+    make_generator: MakeGenerator, include: bool
+) -> None:
+    tokens = Letters().encode(expected(20))
+    at = tokens.index(tokens[4])
+    generator = await make_generator(defaults=GenerationDefaults(eos_token_ids=(tokens[4],)))
+    text, _, _ = await run(generator, ask(include_stop=include))
+    assert text == expected(20)[: at + 1 if include else at]
+
+
+async def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    make_generator: MakeGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Letters, "encode")
+    monkeypatch.setattr(Letters, "longest_token", 3)
+    generator = await make_generator(ArithmeticRunner(num_blocks=10))
+    chat = Chat(messages=[{"role": "user", "content": "x" * 61}] * 2)
+    for prompt in ("x" * 121, chat):
+        with pytest.raises(InvalidRequest) as caught:
+            await generator.start(ask(prompt))
+        assert caught.value.field == "input"
+    assert generator.open_requests == 0
+
+
 @pytest.mark.parametrize("named", [False, True], ids=["template", "generation_config"])
 async def test_a_chat_stops_where_the_next_turn_begins(
     make_generator: MakeGenerator, named: bool, monkeypatch: pytest.MonkeyPatch
@@ -415,7 +439,7 @@ async def test_an_engine_that_dies_before_the_first_token_is_unavailable(
     generation = await generator.start(ask())
     runner.dies = True
     runner.allow(1)
-    with pytest.raises(GenerationFailed):
+    with pytest.raises(EngineUnavailable):
         await collect(generation)
     generation.close()
 
@@ -454,7 +478,7 @@ async def test_a_failed_step_fails_the_generation_only(make_generator: MakeGener
 
     generator = await make_generator(Once())
     generation = await generator.start(ask())
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(GenerationFailed):
         await collect(generation)
     generation.close()
     assert generator.engine.state is EngineState.READY

@@ -45,6 +45,23 @@ def test_files_are_those_of_the_folder(tokenizer: Tokenizer, model_dir: Path) ->
     assert not any(name.endswith(".safetensors") for name in files)
 
 
+def test_files_are_as_they_were_when_the_tokenizer_was_read(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copy(model_dir / "tokenizer.json", tmp_path)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("changed")
+    (file,) = tokenizer.files()
+    assert file.data == (model_dir / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 999, "the cat sat on the mat " * 40, "漢字" * 300, " " * 999]
+)
+def test_no_token_has_more_characters_than_the_longest(tokenizer: Tokenizer, text: str) -> None:
+    assert len(tokenizer.encode(text)) * tokenizer.longest_token >= len(text)
+
+
 def test_a_folder_without_a_template_refuses_chats(model_dir: Path, tmp_path: Path) -> None:
     shutil.copy(model_dir / "tokenizer.json", tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path)
