@@ -253,11 +253,17 @@ def test_scales_that_make_no_sense_are_named(tmp_path: Path, scale: Tensor) -> N
         {"architectures": None},
         {"architectures": "LlamaForCausalLM"},
         {"architectures": []},
-        {"hidden_act": "gelu"},
+        {"hidden_act": "mish"},
+        {"hidden_act": ["silu"]},
         {"attention_bias": True},
         {"mlp_bias": True},
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": ["linear"], "factor": 4.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"type": "linear"}},
+        {"rope_scaling": {"type": "linear", "factor": 0.0}},
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
         {"rope_parameters": "default"},
         {"rope_parameters": {"rope_theta": "far"}},
         {"num_key_value_heads": 3},
@@ -268,6 +274,7 @@ def test_scales_that_make_no_sense_are_named(tmp_path: Path, scale: Tensor) -> N
         {"intermediate_size": 0},
         {"num_attention_heads": 0, "head_dim": None, "num_key_value_heads": None},
         {"num_hidden_layers": 0},
+        {"num_hidden_layers": 1},
         {"num_hidden_layers": 3},
         {"vocab_size": 32},
         {"vocab_size": 0},
@@ -280,6 +287,17 @@ def test_scales_that_make_no_sense_are_named(tmp_path: Path, scale: Tensor) -> N
 )
 def test_a_config_that_makes_no_sense_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     refused(write(tmp_path, **change))
+
+
+def test_weights_that_the_config_does_not_ask_for_are_named(tmp_path: Path) -> None:
+    bias = O_PROJ.replace("o_proj", "q_proj.bias")
+    assert bias in refused(write(tmp_path, weights() | {bias: torch.zeros(HEADS * HEAD_DIM)}))
+
+
+def test_constants_of_older_checkpoints_are_ignored(tmp_path: Path) -> None:
+    """And a head that is stored although it is tied."""
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    load(write(tmp_path, weights() | extra, tie_word_embeddings=True))
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "vocab_size", "rms_norm_eps", "hidden_act"])
