@@ -20,18 +20,23 @@ def check_linear(linear: Linear) -> None:
         if isinstance(linear, Int8Linear):
             x_MK = _inputs(rows, linear.q_NK.shape[1])
             q_NK, scale_N = linear.q_NK[:_COMPARED], linear.scale_N[:_COMPARED]
-            wanted = reference.int8_linear(x_MK, q_NK, scale_N)
+            wanted = _biased(reference.int8_linear(x_MK, q_NK, scale_N), linear.bias_N)
             equal = torch.equal(linear(x_MK)[:, :_COMPARED], wanted)
         else:
             assert isinstance(linear, DenseLinear)
             x_MK = _inputs(rows, linear.weight_NK.shape[1])
-            wanted = reference.dense_linear(x_MK, linear.weight_NK[:_COMPARED])
+            product = reference.dense_linear(x_MK, linear.weight_NK[:_COMPARED])
+            wanted = _biased(product, linear.bias_N)
             found = linear(x_MK)[:, :_COMPARED]
             equal = torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
         if not equal:
             raise ModelLoadError(
                 f"self-test: the {linear.storage} kernel computes wrong results on this machine"
             )
+
+
+def _biased(out_MN: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+    return out_MN if bias_N is None else out_MN + bias_N[:_COMPARED]
 
 
 def _inputs(rows: int, columns: int) -> torch.Tensor:

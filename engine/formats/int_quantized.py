@@ -1,7 +1,9 @@
 """compressed-tensors' ``int-quantized`` with 8 bits and one scale for each output channel.
 
 Tensors of a linear layer: ``weight`` int8 [N, K], ``weight_scale`` [N, 1] in the model's
-dtype; weight = q * scale. Activations are quantised per token when the layer runs.
+dtype; weight = q * scale. Activations are quantised per token when the layer runs. Layers
+that store their weight as [K, N] (GPT-2's Conv1D) keep doing so: both tensors are
+transposed, the scale to [1, N], and weight = q * scale still holds.
 """
 
 from dataclasses import dataclass
@@ -24,14 +26,17 @@ class Int8Weight:
         return self.q_NK.float() * self.scale_N.float()[:, None]
 
 
-def pack(weight: Int8Weight) -> dict[str, Tensor]:
+def pack(weight: Int8Weight, *, transposed: bool = False) -> dict[str, Tensor]:
     """The layer's tensors, by their names after the module's name."""
-    return {"weight": weight.q_NK.contiguous(), "weight_scale": weight.scale_N[:, None]}
+    tensors = {"weight": weight.q_NK, "weight_scale": weight.scale_N[:, None]}
+    return {name: (t.t() if transposed else t).contiguous() for name, t in tensors.items()}
 
 
-def unpack(tensors: dict[str, Tensor]) -> Int8Weight:
+def unpack(tensors: dict[str, Tensor], *, transposed: bool = False) -> Int8Weight:
     """Inverse of ``pack``. Raises ``ValueError`` on other dtypes or shapes."""
     q_NK, scale = tensors["weight"], tensors["weight_scale"]
+    if transposed:
+        q_NK, scale = q_NK.t(), scale.t()
     if q_NK.dtype != torch.int8 or q_NK.ndim != 2:
         raise ValueError(f"weight must be int8 [N, K], not {q_NK.dtype} {list(q_NK.shape)}")
     if not scale.is_floating_point() or scale.shape != (q_NK.shape[0], 1):

@@ -31,13 +31,43 @@ def rms_norm(x_MK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
     return x_MK * torch.rsqrt(x_MK.pow(2).mean(-1, keepdim=True) + eps) * weight_K
 
 
-def attention(q_LHD: Tensor, k_SJD: Tensor, v_SJD: Tensor) -> Tensor:
-    """Causal grouped-query attention of one sequence's last L positions, float32 [L, H, D]."""
+def layer_norm(x_MK: Tensor, weight_K: Tensor, bias_K: Tensor | None, eps: float) -> Tensor:
+    """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias over the last dimension."""
+    centred_MK = x_MK - x_MK.mean(-1, keepdim=True)
+    normed_MK = rms_norm(centred_MK, weight_K, eps)
+    return normed_MK if bias_K is None else normed_MK + bias_K
+
+
+def attention(
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    v_SJD: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+    slopes_H: Tensor | None = None,
+) -> Tensor:
+    """Causal grouped-query attention of one sequence's last L positions, float32 [L, H, D].
+
+    Args:
+        q_LHD, k_SJD, v_SJD: queries of the last L of S positions, keys and values of all.
+        scale: of the scores; 1 / sqrt(D) where it is None.
+        window: positions that a query sees, its own among them; None sees all before it.
+        cap: scores become cap * tanh(score / cap).
+        slopes_H: ALiBi: a score falls by a head's slope for each position of distance.
+    """
     L, H, D = q_LHD.shape
     S, J, _ = k_SJD.shape
     k_SHD = k_SJD.repeat_interleave(H // J, dim=1)
     v_SHD = v_SJD.repeat_interleave(H // J, dim=1)
-    scores_HLS = torch.einsum("lhd,shd->hls", q_LHD, k_SHD) / D**0.5
-    future = torch.arange(S) > torch.arange(S - L, S)[:, None]
-    probabilities = scores_HLS.masked_fill(future, -torch.inf).softmax(-1)
+    scores_HLS = torch.einsum("lhd,shd->hls", q_LHD, k_SHD)
+    scores_HLS = scores_HLS * (D**-0.5 if scale is None else scale)
+    if cap is not None:
+        scores_HLS = cap * torch.tanh(scores_HLS / cap)
+    distance_LS = torch.arange(S - L, S)[:, None] - torch.arange(S)
+    if slopes_H is not None:
+        scores_HLS = scores_HLS - slopes_H[:, None, None] * distance_LS
+    hidden_LS = (distance_LS < 0) | (distance_LS >= (window or S))
+    probabilities = scores_HLS.masked_fill(hidden_LS, -torch.inf).softmax(-1)
     return torch.einsum("hls,shd->lhd", probabilities, v_SHD)

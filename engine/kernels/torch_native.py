@@ -54,8 +54,23 @@ def rms_norm(x_MK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x_MK, weight_K.shape, weight_K, eps)
 
 
-def attention(q_BLHD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, context_lens_B: Tensor) -> Tensor:
-    """Causal grouped-query attention, float32 [B, L, H, D].
+def layer_norm(x_MK: Tensor, weight_K: Tensor, bias_K: Tensor | None, eps: float) -> Tensor:
+    """See ``reference.layer_norm``."""
+    return F.layer_norm(x_MK, weight_K.shape, weight_K, bias_K, eps)
+
+
+def attention(
+    q_BLHD: Tensor,
+    k_BJSD: Tensor,
+    v_BJSD: Tensor,
+    context_lens_B: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+    slopes_H: Tensor | None = None,
+) -> Tensor:
+    """Causal grouped-query attention, float32 [B, L, H, D]; options as in the reference.
 
     The L queries of a sequence are its last positions; ``k`` and ``v`` are padded after
     ``context_lens_B``. The heads of a group become rows of one product, which spares the
@@ -64,8 +79,25 @@ def attention(q_BLHD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, context_lens_B: Te
     B, L, H, D = q_BLHD.shape
     J, S = k_BJSD.shape[1:3]
     rows = q_BLHD.view(B, L, J, H // J, D).permute(0, 2, 3, 1, 4).reshape(B, J, H // J * L, D)
-    last_BL = context_lens_B[:, None] - L + torch.arange(L)
-    visible = torch.arange(S) <= last_BL[..., None]  # [B, L, S]
-    mask = visible[:, None].repeat(1, 1, H // J, 1)  # rows are group-major
-    out = F.scaled_dot_product_attention(rows, k_BJSD, v_BJSD, attn_mask=mask)
+    last_BL1 = (context_lens_B[:, None] - L + torch.arange(L))[..., None]
+    visible_BLS = torch.arange(S) <= last_BL1
+    if window is not None:
+        visible_BLS &= torch.arange(S) > last_BL1 - window
+    mask = visible_BLS[:, None].repeat(1, 1, H // J, 1)  # rows are group-major
+    if slopes_H is not None:
+        distance = (last_BL1 - torch.arange(S))[:, None, None]
+        fall = (slopes_H.view(J, H // J, 1, 1) * distance).flatten(2, 3)  # [B, J, rows, S]
+        mask = (-fall).masked_fill_(~mask, -torch.inf)
+    if cap is not None:
+        scale = D**-0.5 if scale is None else scale
+        out = _capped_attention(rows, k_BJSD, v_BJSD, mask, scale, cap)
+    else:
+        out = F.scaled_dot_product_attention(rows, k_BJSD, v_BJSD, attn_mask=mask, scale=scale)
     return out.view(B, J, H // J, L, D).permute(0, 3, 1, 2, 4).reshape(B, L, H, D)
+
+
+def _capped_attention(
+    rows: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, mask: Tensor, scale: float, cap: float
+) -> Tensor:
+    scores = (rows @ k_BJSD.mT).mul_(scale / cap).tanh_().mul_(cap)
+    return scores.masked_fill_(~mask, -torch.inf).softmax(-1) @ v_BJSD

@@ -46,37 +46,44 @@ class DenseLinear:
 
     weight_NK: Tensor
     kernel: Callable[[Tensor, Tensor], Tensor]
+    bias_N: Tensor | None = None
     storage: str = "float32"
     execution: str = "float32 x float32"
 
     @property
     def nbytes(self) -> int:
         """See ``Linear``."""
-        return self.weight_NK.nbytes
+        return self.weight_NK.nbytes + _nbytes(self.bias_N)
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         """See ``Linear``."""
-        return self.kernel(x_MK, self.weight_NK)
+        out_MN = self.kernel(x_MK, self.weight_NK)
+        return out_MN if self.bias_N is None else out_MN.add_(self.bias_N)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Linear:
-    """int8 weights with a scale for each out-feature; activations become int8 per row."""
+    """int8 weights with a scale for each out-feature; activations become int8 per row.
+
+    The bias is float32 and added to the scaled sums.
+    """
 
     q_NK: Tensor
     scale_N: Tensor
     kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+    bias_N: Tensor | None = None
     storage: str = "int8"
     execution: str = "int8 x int8"
 
     @property
     def nbytes(self) -> int:
         """See ``Linear``."""
-        return self.q_NK.nbytes + self.scale_N.nbytes
+        return self.q_NK.nbytes + self.scale_N.nbytes + _nbytes(self.bias_N)
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         """See ``Linear``."""
-        return self.kernel(x_MK, self.q_NK, self.scale_N)
+        out_MN = self.kernel(x_MK, self.q_NK, self.scale_N)
+        return out_MN if self.bias_N is None else out_MN.add_(self.bias_N)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +104,34 @@ class Split:
         return torch.cat([part(x_MK) for part in self.parts], dim=1)
 
 
-def make_linear(weight: Weight, backend: str) -> Linear:
-    """The layer that executes ``weight`` as its storage says."""
+def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> Linear:
+    """The layer that executes ``weight`` as its storage says; the bias is float32."""
     if isinstance(weight, Int8Weight):
-        scale_N = weight.scale_N.float()
-        return Int8Linear(weight.q_NK.contiguous(), scale_N, kernel("int8_linear", backend))
-    return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend))
+        scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
+        return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
+    return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
 
 
-def make_fused(weights: Sequence[Weight], backend: str) -> Linear:
-    """One layer for several with the same input; their outputs follow each other."""
+def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = None) -> Linear:
+    """One layer for several with the same input; their outputs, and biases, follow each other."""
     if all(isinstance(weight, Int8Weight) for weight in weights):
         quantised = [weight for weight in weights if isinstance(weight, Int8Weight)]
         q_NK = torch.cat([weight.q_NK for weight in quantised])
         scale_N = torch.cat([weight.scale_N.float() for weight in quantised])
-        return make_linear(Int8Weight(q_NK, scale_N), backend)
+        return make_linear(Int8Weight(q_NK, scale_N), backend, bias_N)
     if not any(isinstance(weight, Int8Weight) for weight in weights):
         dense = [weight.float() for weight in weights if isinstance(weight, Tensor)]
-        return make_linear(torch.cat(dense), backend)
-    return Split(tuple(make_linear(weight, backend) for weight in weights))
+        return make_linear(torch.cat(dense), backend, bias_N)
+    biases: Sequence[Tensor | None] = [None] * len(weights)
+    if bias_N is not None:
+        biases = bias_N.split([out_features(weight) for weight in weights])
+    parts = zip(weights, biases, strict=True)
+    return Split(tuple(make_linear(weight, backend, bias) for weight, bias in parts))
+
+
+def out_features(weight: Weight) -> int:
+    """N of a weight [N, K]."""
+    return (weight.q_NK if isinstance(weight, Int8Weight) else weight).shape[0]
 
 
 def quantize_int8(weight_NK: Tensor) -> Int8Weight:
@@ -127,3 +143,7 @@ def quantize_int8(weight_NK: Tensor) -> Int8Weight:
     scale_N = torch.where(absmax_N > 0, absmax_N / 127.5, 1.0)
     q_NK = (weight_NK.float() / scale_N[:, None]).round_().clamp_(-128, 127)
     return Int8Weight(q_NK.to(torch.int8), scale_N)
+
+
+def _nbytes(bias_N: Tensor | None) -> int:
+    return 0 if bias_N is None else bias_N.nbytes

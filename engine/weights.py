@@ -1,0 +1,136 @@
+"""Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
+
+import re
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from engine.errors import ModelLoadError
+from engine.formats import int_quantized
+from engine.formats.checkpoint import Checkpoint
+from engine.formats.int_quantized import Int8Weight
+from engine.layers.linear import Linear, Weight, make_fused, make_linear
+from engine.layers.norm import Norm, identity, make_norm
+from engine.models.spec import Matrix, NormSpec
+from engine.types import LayerReport
+
+# Constants that older checkpoints carry along: causal masks and rotary frequencies.
+_BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))")
+
+
+class WeightReader:
+    """Makes layers of a checkpoint's tensors; ``linears`` and ``reports`` list what it made."""
+
+    def __init__(self, checkpoint: Checkpoint, backend: str) -> None:
+        self._checkpoint = checkpoint
+        self._backend = backend
+        self._read: set[str] = set()
+        self.linears: list[Linear] = []
+        self.reports: list[LayerReport] = []
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases read so far; scales do not count."""
+        names = (name for name in self._read if not name.endswith(".weight_scale"))
+        return sum(torch.Size(self._checkpoint.info(name).shape).numel() for name in names)
+
+    def matrix(self, matrix: Matrix, sizes: tuple[int, ...], columns: int) -> Linear:
+        """One layer of ``matrix``, whose parts have ``sizes`` out-features, in this order.
+
+        The parts are modules of their own, or all of them one module.
+        """
+        counts = sizes if len(matrix.modules) > 1 else (sum(sizes),)
+        modules = list(zip(matrix.modules, counts, strict=True))
+        weights = [self._weight(name, rows, columns, matrix) for name, rows in modules]
+        bias_N = None
+        if matrix.bias:
+            bias_N = torch.cat([self.vector(f"{name}.bias", rows) for name, rows in modules])
+        for (name, _), weight in zip(modules, weights, strict=True):
+            self._report(name, make_linear(weight, self._backend))
+        if matrix.interleaved:
+            order_N = _by_part(matrix.interleaved, sizes)
+            weights = [_rows(weight, order_N) for weight in weights]
+            bias_N = None if bias_N is None else bias_N[order_N]
+        self.linears.append(make_fused(weights, self._backend, bias_N))
+        return self.linears[-1]
+
+    def head(self, name: str, weight: Weight) -> Linear:
+        """The layer that gives logits; whether it is quantised is the caller's choice."""
+        linear = make_linear(weight, self._backend)
+        self.linears.append(linear)
+        self._report(name, linear)
+        return linear
+
+    def norm(self, name: str | None, size: int, spec: NormSpec) -> Norm:
+        """The norm called ``name``, or none."""
+        if name is None:
+            return identity
+        bias_K = self.vector(f"{name}.bias", size) if spec.bias else None
+        return make_norm(spec, self.vector(f"{name}.weight", size), bias_K, self._backend)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """float32 [size]."""
+        return self.floating(name, size).float()
+
+    def floating(self, name: str, *shape: int) -> Tensor:
+        """A tensor of this shape in its own dtype, which must be floating and all finite."""
+        return self._checked(name, self._tensor(name, *shape))
+
+    def check_all_read(self, unused: str) -> None:
+        """Raises ``ModelLoadError`` where weights are left, but for the module ``unused``."""
+        names = self._checkpoint.tensors.keys() - self._read - {f"{unused}.weight"}
+        if left := sorted(name for name in names if not _BUFFERS.fullmatch(name)):
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: the weights have {len(left)} tensors that "
+                f"config.json does not ask for, such as {left[0]}"
+            )
+
+    def _weight(self, name: str, rows: int, columns: int, matrix: Matrix) -> Weight:
+        def in_order(*shape: int) -> tuple[int, ...]:
+            return shape[::-1] if matrix.transposed else shape
+
+        weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
+        if weight.dtype == torch.int8:
+            scale = self.floating(f"{name}.weight_scale", *in_order(rows, 1))
+            tensors = {"weight": weight, "weight_scale": scale}
+            return int_quantized.unpack(tensors, transposed=matrix.transposed)
+        weight = self._checked(f"{name}.weight", weight)
+        return weight.t() if matrix.transposed else weight
+
+    def _tensor(self, name: str, *shape: int) -> Tensor:
+        self._read.add(name)
+        return self._checkpoint.shaped(name, *shape)
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: {name} is {tensor.dtype}, which is not served"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name} has NaN or infinite values")
+        return tensor
+
+    def _report(self, name: str, linear: Linear) -> None:
+        self.reports.append(
+            LayerReport(
+                name=name,
+                storage=linear.storage,
+                execution=linear.execution,
+                bytes=linear.nbytes,
+            )
+        )
+
+
+def _by_part(heads: int, sizes: tuple[int, ...]) -> Tensor:
+    """Where each out-feature, part by part, lies in rows that go head by head."""
+    rows = torch.arange(sum(sizes)).view(heads, -1)
+    ends = list(accumulate(size // heads for size in sizes))
+    parts = [rows[:, end - size // heads : end] for end, size in zip(ends, sizes, strict=True)]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _rows(weight: Weight, order_N: Tensor) -> Weight:
+    if isinstance(weight, Int8Weight):
+        return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
+    return weight[order_N]
