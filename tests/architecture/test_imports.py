@@ -39,6 +39,10 @@ def test_policy_needs_the_standard_library_only() -> None:
     assert not found & {*HEAVY, "zmq", "msgspec", "tokenizers", "jinja2"}
 
 
+def test_what_a_model_is_can_be_read_without_torch() -> None:
+    assert not imported_with("engine.models", "engine.models.spec") & {"torch", "transformers"}
+
+
 def test_the_fake_runner_is_light() -> None:
     assert not imported_with("engine.testing") & set(HEAVY)
 

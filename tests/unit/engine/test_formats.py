@@ -34,6 +34,21 @@ def test_unpack_is_the_inverse_of_pack(shape: tuple[int, int], dtype: torch.dtyp
     assert after.scale_N.dtype == dtype
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (64, 7)])
+def test_a_transposed_layer_keeps_its_own_layout(shape: tuple[int, int]) -> None:
+    before = weight(*shape)
+    tensors = pack(before, transposed=True)
+    assert tensors["weight"].shape == shape[::-1]
+    assert torch.equal(tensors["weight"] * tensors["weight_scale"], before.dequantize().t())
+    assert all(tensor.is_contiguous() for tensor in tensors.values())
+    after = unpack(tensors, transposed=True)
+    assert torch.equal(after.q_NK, before.q_NK)
+    assert torch.equal(after.scale_N, before.scale_N)
+    if shape != (1, 1):
+        with pytest.raises(ValueError, match="must be"):
+            unpack(tensors)
+
+
 def test_pack_leaves_its_input_alone_and_is_contiguous() -> None:
     q = torch.arange(6, dtype=torch.int8).view(2, 3).t()
     before = Int8Weight(q, torch.ones(3))

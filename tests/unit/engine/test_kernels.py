@@ -1,9 +1,11 @@
 """Kernels against their references: odd shapes, extreme values, batches against single rows."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,14 +147,11 @@ def attention_case(
     return q, k, v, torch.tensor(lengths)
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
-    parts = [
-        reference.attention(
-            q[n], k[n, :, :length].transpose(0, 1), v[n, :, :length].transpose(0, 1)
-        )
-        for n, length in enumerate(lengths.tolist())
-    ]
-    return torch.stack(parts)
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, **options: Any) -> Tensor:
+    attend = functools.partial(reference.attention, **options)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    rows = enumerate(lengths.tolist())
+    return torch.stack([attend(q[n], k[n, :end], v[n, :end]) for n, end in rows])
 
 
 HEADS = [(4, 4, 16), (6, 3, 10), (8, 1, 32), (2, 1, 2), (8, 4, 64)]
@@ -179,6 +178,60 @@ def test_prefill_attention_is_near_the_reference(
     case = attention_case([length], L, H, J, D, seed=L)
     found = kernel("attention", backend)(*case)
     assert torch.allclose(found, attention_reference(*case), atol=1e-5)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "scale": {"scale": 0.3},
+    "window of one": {"window": 1},
+    "window": {"window": 7},
+    "window and all": {"window": 1000},
+    "cap": {"cap": 2.5},
+    "cap and window": {"cap": 0.5, "window": 5, "scale": 1.5},
+    "slopes": {"slopes_H": torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.03125, 0.0])},
+    "slopes and window": {"slopes_H": torch.linspace(0, 1, 6), "window": 6},
+}
+
+
+@backends
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("L", "lengths"), [(1, [5, 1, 9, 64]), (1, [33]), (7, [7]), (5, [40]), (33, [34])]
+)
+def test_attention_with_options_is_near_the_reference(
+    backend: str, name: str, L: int, lengths: list[int]
+) -> None:
+    case, options = attention_case(lengths, L, 6, 3, 10, seed=L), OPTIONS[name]
+    found = kernel("attention", backend)(*case, **options)
+    assert torch.allclose(found, attention_reference(*case, **options), atol=1e-5)
+
+
+def test_a_window_hides_what_is_before_it() -> None:
+    q, k, v, _ = attention_case([12], 1, 2, 1, 4)
+    k, v = k.transpose(1, 2)[0, :12], v.transpose(1, 2)[0, :12]
+    whole = reference.attention(q[0], k[-4:], v[-4:])
+    assert torch.allclose(reference.attention(q[0], k, v, window=4), whole, atol=1e-6)
+
+
+def test_slopes_prefer_what_is_near() -> None:
+    """Equal keys: the probabilities are those of the slope alone."""
+    k, v = torch.zeros(3, 1, 4), torch.eye(3)[:, None]
+    out = reference.attention(torch.ones(1, 1, 4), k, v, slopes_H=torch.tensor([2.0]))
+    assert torch.allclose(out[0, 0], torch.tensor([-4.0, -2.0, 0.0]).softmax(0), atol=1e-6)
+
+
+@backends
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_layer_norm_is_near_the_exact_one(backend: str, scale: float, bias: bool) -> None:
+    x, weight = randn(5, 77) * scale + scale, randn(77, seed=1)
+    x[0] = 3.0
+    bias_K = randn(77, seed=2) if bias else None
+    found = kernel("layer_norm", backend)(x, weight, bias_K, 1e-5)
+    wanted = torch.nn.functional.layer_norm(
+        x.double(), (77,), weight.double(), None if bias_K is None else bias_K.double(), 1e-5
+    )
+    assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(reference.layer_norm(x, weight, bias_K, 1e-5), found, atol=1e-3)
 
 
 @backends
@@ -231,6 +284,18 @@ def test_fused_layers_give_what_single_ones_give(backend: str) -> None:
         assert isinstance(fused, Split) == (len(weights) == 4)
         assert torch.allclose(fused(x), torch.cat(singles, 1), atol=1e-6)
         check_linear(fused)
+
+
+@backends
+def test_biases_are_added_where_their_features_are(backend: str) -> None:
+    x = randn(3, 24)
+    quantised, dense = [int8(5), int8(7, seed=1)], [randn(5, 24), randn(7, 24, seed=1)]
+    for weights in (quantised, dense, [quantised[0], dense[1]]):
+        bias = randn(12, seed=3)
+        plain, biased = make_fused(weights, backend), make_fused(weights, backend, bias)
+        assert torch.equal(biased(x), plain(x) + bias)
+        assert biased.nbytes == plain.nbytes + bias.nbytes
+        check_linear(biased)
 
 
 @backends
