@@ -104,11 +104,14 @@ class ProcessTransport:
 
 def _bind(address: str) -> zmq.asyncio.Socket:
     try:
-        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.bind(address)
+        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR, linger=0)
+        try:
+            socket.setsockopt(zmq.SNDHWM, 0)
+            socket.setsockopt(zmq.RCVHWM, 0)
+            socket.bind(address)
+        except zmq.ZMQError:
+            socket.close()
+            raise
     except zmq.ZMQError as error:  # not an OSError, though it has an errno
         raise OSError(error.errno, f"cannot open {address}: {error}") from error
     return socket
