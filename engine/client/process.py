@@ -104,8 +104,9 @@ class ProcessTransport:
 
 def _bind(address: str) -> zmq.asyncio.Socket:
     try:
-        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR, linger=0)
+        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         try:
+            socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, 0)
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.bind(address)
