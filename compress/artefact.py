@@ -26,7 +26,6 @@ from compress.plan import Plan
 from compress.progress import Progress
 from compress.shards import ShardWriter, digest
 from compress.sources import copied_names
-from compress.targets import HEAD
 from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.runtime import Runtime, to_json
@@ -37,7 +36,6 @@ _STORAGE = "int-quantized 8 bit per channel"
 _EXECUTION = "int8 x int8"
 _LOADED_INT8 = "int8 x int8, quantised when loaded"
 _FLOAT = "float"
-_HEAD_WEIGHTS = (f"{HEAD}.weight", "model.embed_tokens.weight")
 
 
 class ArtefactWriter:
@@ -129,9 +127,11 @@ class ArtefactWriter:
         return tensor
 
     def _compress(self, name: str, weight_NK: Tensor) -> None:
-        method = self._plan.modifiers[name].type
+        method, transposed = self._plan.modifiers[name].type, name in self._plan.transposed
+        if transposed:
+            weight_NK = weight_NK.t().contiguous()
         result = load_method(method).apply(weight_NK)
-        for suffix, tensor in int_quantized.pack(result.weight).items():
+        for suffix, tensor in int_quantized.pack(result.weight, transposed=transposed).items():
             self._shards.add(f"{name}.{suffix}", tensor)
         self._seconds[name] = round(result.seconds, 6)
         self._rows[name] = LayerRow(
@@ -149,11 +149,9 @@ class ArtefactWriter:
     def _kept_rows(self) -> list[LayerRow]:
         """The linears that stay as they are, and the head."""
         rows = [self._kept_row(name, f"{name}.weight", _FLOAT) for name in self._plan.kept]
-        head = next((name for name in _HEAD_WEIGHTS if name in self._checkpoint.tensors), None)
-        if head:
-            quantised = self._job.recipe.head == "int8"
-            rows.append(self._kept_row(HEAD, head, _LOADED_INT8 if quantised else _FLOAT))
-        return rows
+        execution = _LOADED_INT8 if self._job.recipe.head == "int8" else _FLOAT
+        head = self._kept_row(self._plan.head, f"{self._plan.head_weight}.weight", execution)
+        return [*rows, head]
 
     def _kept_row(self, name: str, tensor: str, execution: str) -> LayerRow:
         info = self._checkpoint.info(tensor)

@@ -34,7 +34,7 @@ class Modifier:
 
     type: str
     scheme: str
-    targets: tuple[str, ...] = ("*_proj",)
+    targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ("lm_head",)
 
 

@@ -33,14 +33,18 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def select(
-    linears: Sequence[str], targets: Collection[str], ignore: Collection[str]
+    linears: Sequence[str],
+    targets: Collection[str],
+    ignore: Collection[str],
+    never: Sequence[str] = (HEAD,),
 ) -> tuple[list[str], list[str]]:
     """The linears that targets name, and those of them that ``ignore`` takes out again.
 
     Args:
-        linears: names of the model's linear layers, the head not among them.
+        linears: names of the model's linear layers that can be targets.
         targets: patterns; each must match a linear.
-        ignore: patterns; each must match a linear or be the head, which is never a target.
+        ignore: patterns; each must match a linear or one of ``never``.
+        never: the head and the routers, which are no targets and so may be ignored.
 
     Returns:
         ``(selected, ignored)``, both in the order of ``linears``, disjoint.
@@ -50,7 +54,7 @@ def select(
     """
     for key, patterns in (("targets", targets), ("ignore", ignore)):
         for pattern in patterns:
-            named = [*linears, HEAD] if key == "ignore" else linears
+            named = [*linears, *never] if key == "ignore" else linears
             if not any(matches(pattern, name) for name in named):
                 raise CompressError(
                     f"{key}: {pattern!r} matches no layer: layers have names like {linears[0]}"

@@ -30,17 +30,17 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 def layer_spec(config: Config, **values: Any) -> LayerSpec:
     """A layer from the keys that most families use; ``values`` win over them."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     if not config.get("head_dim") and hidden % heads:
         raise ValueError(f"hidden_size {hidden} is no multiple of {heads} heads")
     shared: dict[str, Any] = {
         "hidden_size": hidden,
         "heads": heads,
-        "kv_heads": int(config.get("num_key_value_heads") or heads),
-        "head_dim": int(config.get("head_dim") or hidden // heads),
+        "kv_heads": whole(config, "num_key_value_heads", heads),
+        "head_dim": whole(config, "head_dim", hidden // heads),
     }
     if "mlp_size" not in values:
-        shared["mlp_size"] = int(config["intermediate_size"])
+        shared["mlp_size"] = whole(config, "intermediate_size")
     if "activation" not in values:
         shared["activation"] = activation(config["hidden_act"])
     if "norm" not in values:
@@ -65,11 +65,11 @@ def model_spec(
         "final_norm": "model.norm",
         "head": "lm_head",
         "tied_head": tied(config, default=False),
-        "vocabulary_size": int(config["vocab_size"]),
+        "vocabulary_size": whole(config, "vocab_size"),
     }
     if "context_length" not in values:
         limits = [rope.limit for rope in ropes if rope.limit is not None]
-        shared["context_length"] = min([int(config["max_position_embeddings"]), *limits])
+        shared["context_length"] = min([whole(config, "max_position_embeddings"), *limits])
     return ModelSpec(**shared | values)
 
 
@@ -111,7 +111,7 @@ def tied(config: Config, *, default: bool) -> bool:
 
 def windows(config: Config, default: Callable[[int], bool]) -> list[int | None]:
     """Each layer's sliding window, from ``layer_types``; ``default``: does layer i have one?"""
-    count = int(config["num_hidden_layers"])
+    count = whole(config, "num_hidden_layers")
     types = config.get("layer_types")
     if types is None:
         types = [_LAYER_TYPES[default(i)] for i in range(count)]
@@ -120,7 +120,24 @@ def windows(config: Config, default: Callable[[int], bool]) -> list[int | None]:
     for name in types:
         if name not in _LAYER_TYPES:
             raise ValueError(f"layer type {name!r} is not served; served: {_LAYER_TYPES}")
-    return [int(config["sliding_window"]) if n == _LAYER_TYPES[1] else None for n in types]
+    return [whole(config, "sliding_window") if n == _LAYER_TYPES[1] else None for n in types]
+
+
+def sliding_window(config: Config) -> int | None:
+    """The window of families that have one in all layers, or none."""
+    return None if config.get("sliding_window") is None else whole(config, "sliding_window")
+
+
+def whole(config: Config, key: str, default: int | None = None) -> int:
+    """An integer; where it is missing or null the default, or ``KeyError`` without one."""
+    value = config.get(key)
+    if value is None:
+        if default is None:
+            raise KeyError(key)
+        return default
+    if type(value) is not int:
+        raise ValueError(f"{key} must be a whole number, not {value!r}")
+    return value
 
 
 def refuse(config: Config, **served: object) -> None:

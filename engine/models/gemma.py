@@ -11,6 +11,7 @@ from engine.models.config import (
     model_spec,
     refuse,
     tied,
+    whole,
     windows,
 )
 from engine.models.rope import rope_spec
@@ -38,7 +39,7 @@ def gemma3(config: Config) -> ModelSpec:
     """Layers with a window have a rotary base of their own. Errors as for ``gemma2``."""
     refuse(config, attn_logit_softcapping=None)
     layer = _layer(config, qk_norm="head")
-    pattern = int(config.get("_sliding_window_pattern") or config.get("sliding_window_pattern", 6))
+    pattern = whole(config, "_sliding_window_pattern", whole(config, "sliding_window_pattern", 6))
     sliding = windows(config, lambda i: (i + 1) % pattern != 0)
     layers = [replace(layer, rope=int(w is not None), window=w) for w in sliding]
     # Before transformers 5, rope_theta and rope_scaling were those of the full layers.
@@ -63,7 +64,7 @@ def _layer(config: Config, **values: Any) -> LayerSpec:
 
 def _names(config: Config, norms: dict[str, str]) -> list[LayerNames]:
     bias = bool(config.get("attention_bias"))
-    count = int(config["num_hidden_layers"])
+    count = whole(config, "num_hidden_layers")
     return [layer_names(i, norms, qkv_bias=bias, o_bias=bias) for i in range(count)]
 
 

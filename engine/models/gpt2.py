@@ -3,18 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
-from engine.models.config import Config, activation, layer_spec, model_spec, refuse, tied
+from engine.models.config import Config, activation, layer_spec, model_spec, refuse, tied, whole
 from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec, NormSpec
 
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
     refuse(config, add_cross_attention=False)
-    hidden, count = int(config["n_embd"]), int(config["n_layer"])
+    hidden, count = whole(config, "n_embd"), whole(config, "n_layer")
     layer = layer_spec(
         {"hidden_size": hidden, "num_attention_heads": config["n_head"]},
         norm=NormSpec(kind="layer", eps=float(config["layer_norm_epsilon"]), bias=True),
-        mlp_size=int(config.get("n_inner") or 4 * hidden),
+        mlp_size=whole(config, "n_inner", 4 * hidden),
         activation=activation(config["activation_function"]),
         gated=False,
     )
@@ -26,7 +26,7 @@ def spec(config: Config) -> ModelSpec:
         "positions": "transformer.wpe",
         "final_norm": "transformer.ln_f",
         "tied_head": tied(config, default=True),
-        "context_length": int(config["n_positions"]),
+        "context_length": whole(config, "n_positions"),
         "optional_prefix": "transformer.",
     }
     return model_spec(config, layers, [_names(i) for i in range(count)], (), **ends)

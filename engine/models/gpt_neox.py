@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from engine.models.config import Config, layer_spec, model_spec
+from engine.models.config import Config, layer_spec, model_spec, whole
 from engine.models.rope import rope_spec
 from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec, NormSpec
 
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    heads, count = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
+    heads, count = whole(config, "num_attention_heads"), whole(config, "num_hidden_layers")
     layer = layer_spec(
         {**config, "num_key_value_heads": heads, "head_dim": None},
         norm=NormSpec(kind="layer", eps=float(config["layer_norm_eps"]), bias=True),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from engine.models import mistral
-from engine.models.config import Config
+from engine.models.config import Config, whole
 from engine.models.spec import ExpertsSpec, LayerNames, Matrix, MlpNames, ModelSpec
 
 
@@ -11,8 +11,8 @@ def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
     base = mistral.spec(config)
     experts = ExpertsSpec(
-        count=int(config["num_local_experts"]),
-        chosen=int(config["num_experts_per_tok"]),
+        count=whole(config, "num_local_experts"),
+        chosen=whole(config, "num_experts_per_tok"),
         normalise=True,
     )
     layer = replace(base.layer, experts=experts)

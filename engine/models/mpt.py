@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.models.config import Config, layer_spec, model_spec, refuse, tied
+from engine.models.config import Config, layer_spec, model_spec, refuse, tied, whole
 from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec, NormSpec
 
 
@@ -12,12 +12,12 @@ def spec(config: Config) -> ModelSpec:
     refuse(config, no_bias=True, logit_scale=None)
     refuse(attention, alibi=True, attn_type="multihead_attention", qk_ln=False)
     refuse(attention, prefix_lm=False, attn_uses_sequence_id=False)
-    hidden, count = int(config["d_model"]), int(config["n_layers"])
+    hidden, count = whole(config, "d_model"), whole(config, "n_layers")
     clip, scale = attention.get("clip_qkv"), attention.get("softmax_scale")
     layer = layer_spec(
         {"hidden_size": hidden, "num_attention_heads": config["n_heads"]},
         norm=NormSpec(kind="layer", eps=float(config.get("layer_norm_epsilon", 1e-5))),
-        mlp_size=int(config.get("expansion_ratio", 4)) * hidden,
+        mlp_size=whole(config, "expansion_ratio", 4) * hidden,
         activation="gelu",
         gated=False,
         alibi=float(attention.get("alibi_bias_max", 8)),
@@ -28,7 +28,7 @@ def spec(config: Config) -> ModelSpec:
         "embedding": "transformer.wte",
         "final_norm": "transformer.norm_f",
         "tied_head": tied(config, default=True),
-        "context_length": int(config["max_seq_len"]),
+        "context_length": whole(config, "max_seq_len"),
     }
     return model_spec(config, [layer] * count, [_names(i) for i in range(count)], (), **ends)
 

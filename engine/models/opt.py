@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from engine.models.config import Config, activation, layer_spec, model_spec, refuse, tied
+from engine.models.config import Config, activation, layer_spec, model_spec, refuse, tied, whole
 from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec, NormSpec
 
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    hidden, count = int(config["hidden_size"]), int(config["num_hidden_layers"])
+    hidden, count = whole(config, "hidden_size"), whole(config, "num_hidden_layers")
     refuse(config, word_embed_proj_dim=hidden, layer_norm_elementwise_affine=True)
     layer = layer_spec(
         {"hidden_size": hidden, "num_attention_heads": config["num_attention_heads"]},
         norm=NormSpec(kind="layer", eps=1e-5, bias=True),
-        mlp_size=int(config["ffn_dim"]),
+        mlp_size=whole(config, "ffn_dim"),
         activation=activation(config["activation_function"]),
         gated=False,
     )

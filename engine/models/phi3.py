@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from engine.models.config import Config, layer_names, layer_spec, model_spec
+from engine.models.config import Config, layer_names, layer_spec, model_spec, sliding_window, whole
 from engine.models.rope import rope_spec
 from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec
 
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    window, count = config.get("sliding_window"), int(config["num_hidden_layers"])
-    layer = layer_spec(config, rope=0, window=None if window is None else int(window))
+    count = whole(config, "num_hidden_layers")
+    layer = layer_spec(config, rope=0, window=sliding_window(config))
     share = float(config.get("partial_rotary_factor", 1.0))
     rope = rope_spec(config, layer.head_dim, share=share)
     if rope.kind not in ("default", "longrope"):

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from engine.models.config import Config, layer_spec, model_spec
+from engine.models.config import Config, layer_spec, model_spec, sliding_window, whole
 from engine.models.qwen3 import qwen3_names
 from engine.models.rope import rope_spec
 from engine.models.spec import ExpertsSpec, LayerNames, Matrix, MlpNames, ModelSpec
@@ -10,20 +10,18 @@ from engine.models.spec import ExpertsSpec, LayerNames, Matrix, MlpNames, ModelS
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    plain = layer_spec(
-        config, rope=0, qk_norm="head", window=None if window is None else int(window)
-    )
+    window = sliding_window(config) if config.get("use_sliding_window") else None
+    plain = layer_spec(config, rope=0, qk_norm="head", window=window)
     experts = ExpertsSpec(
-        count=int(config.get("num_experts") or config["num_local_experts"]),
-        chosen=int(config["num_experts_per_tok"]),
+        count=whole(config, "num_experts" if "num_experts" in config else "num_local_experts"),
+        chosen=whole(config, "num_experts_per_tok"),
         normalise=bool(config.get("norm_topk_prob", False)),
     )
-    sparse = replace(plain, experts=experts, mlp_size=int(config["moe_intermediate_size"]))
-    dense, step = config.get("mlp_only_layers") or [], int(config.get("decoder_sparse_step", 1))
+    sparse = replace(plain, experts=experts, mlp_size=whole(config, "moe_intermediate_size"))
+    dense, step = config.get("mlp_only_layers") or [], whole(config, "decoder_sparse_step", 1)
     bias = bool(config.get("attention_bias"))
     layers, names = [], []
-    for i in range(int(config["num_hidden_layers"])):
+    for i in range(whole(config, "num_hidden_layers")):
         has_experts = i not in dense and (i + 1) % step == 0
         layers.append(sparse if has_experts else plain)
         name = qwen3_names(i, bias)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from engine.models.config import whole
 from engine.models.spec import RopeSpec
 
 _TWO_PI = 2 * math.pi
@@ -58,8 +59,8 @@ def _original_length(found: dict[str, Any], config: dict[str, Any]) -> int:
     # Phi-3 has it beside the rope parameters, and there it counts first.
     for where in (config, found):
         if where.get("original_max_position_embeddings"):
-            return int(where["original_max_position_embeddings"])
-    return int(config["max_position_embeddings"])
+            return whole(where, "original_max_position_embeddings")
+    return whole(config, "max_position_embeddings")
 
 
 def _default(_found: dict[str, Any], _config: dict[str, Any], rope: RopeSpec) -> RopeSpec:
@@ -84,7 +85,7 @@ def _llama3(found: dict[str, Any], config: dict[str, Any], rope: RopeSpec) -> Ro
 
 def _yarn(found: dict[str, Any], config: dict[str, Any], rope: RopeSpec) -> RopeSpec:
     length = _original_length(found, config)
-    factor = float(found.get("factor") or int(config["max_position_embeddings"]) / length)
+    factor = float(found.get("factor") or whole(config, "max_position_embeddings") / length)
 
     def feature(rotations: float) -> float:
         turns = length / (rotations * _TWO_PI)
@@ -122,7 +123,7 @@ def _longrope(found: dict[str, Any], config: dict[str, Any], rope: RopeSpec) -> 
     Beyond it the frequencies change with the sequence's length, for keys that are cached too.
     """
     length = _original_length(found, config)
-    factor = float(found.get("factor") or int(config["max_position_embeddings"]) / length)
+    factor = float(found.get("factor") or whole(config, "max_position_embeddings") / length)
     grown = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
     amplitude = found.get("attention_factor")
     return RopeSpec(

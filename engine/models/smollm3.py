@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from engine.models import llama
-from engine.models.config import Config, tied, windows
+from engine.models.config import Config, tied, whole, windows
 from engine.models.rope import rope_spec
 from engine.models.spec import ModelSpec
 
@@ -11,7 +11,7 @@ from engine.models.spec import ModelSpec
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
     base = llama.spec(config)
-    count, interval = len(base.layers), int(config.get("no_rope_layer_interval", 4))
+    count, interval = len(base.layers), whole(config, "no_rope_layer_interval", 4)
     turned = config.get("no_rope_layers")
     if turned is None:
         turned = [(i + 1) % interval != 0 for i in range(count)]

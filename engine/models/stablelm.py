@@ -1,6 +1,14 @@
 """StableLM 2: Llama with LayerNorm and part of each head turned."""
 
-from engine.models.config import LLAMA_NORMS, Config, layer_names, layer_spec, model_spec, refuse
+from engine.models.config import (
+    LLAMA_NORMS,
+    Config,
+    layer_names,
+    layer_spec,
+    model_spec,
+    refuse,
+    whole,
+)
 from engine.models.rope import rope_spec
 from engine.models.spec import ModelSpec, NormSpec
 
@@ -8,7 +16,7 @@ from engine.models.spec import ModelSpec, NormSpec
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
     refuse(config, qk_layernorm=False)
-    parallel, count = bool(config.get("use_parallel_residual")), int(config["num_hidden_layers"])
+    parallel, count = bool(config.get("use_parallel_residual")), whole(config, "num_hidden_layers")
     norm = NormSpec(kind="layer", eps=float(config["layer_norm_eps"]), bias=True)
     layer = layer_spec({**config, "head_dim": None}, norm=norm, rope=0, parallel=parallel)
     share = float(config.get("partial_rotary_factor", 0.25))

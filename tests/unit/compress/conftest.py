@@ -39,8 +39,10 @@ def make_model(tmp_path: Path) -> MakeModel:
         tensors = {key: value.to(dtype) for key, value in tensors.items()}
         change(tensors)
         _save(folder, tensors, shards)
-        config = {"model_type": "llama", "num_hidden_layers": layers, "tie_word_embeddings": tied}
-        config |= {"hidden_size": hidden, "vocab_size": vocab, "bos_token_id": 0}
+        config = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+        config |= {"num_hidden_layers": layers, "tie_word_embeddings": tied, "bos_token_id": 0}
+        config |= {"hidden_size": hidden, "vocab_size": vocab, "intermediate_size": mlp}
+        config |= {"num_attention_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "tokenizer.json").write_text("{}")
         (folder / "pytorch_model.bin").write_bytes(b"never copied")

@@ -47,7 +47,9 @@ def truncate(folder: Path) -> None:
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "a JSON object"),
         (break_config(quantization_config={}), "compressed already"),
         (break_config(num_hidden_layers=3), "asks for 3 layers, the weights have 2"),
-        (break_config(num_hidden_layers="2"), "asks for 2 layers"),
+        (break_config(num_hidden_layers="2"), "num_hidden_layers must be a whole number"),
+        (break_config(num_hidden_layers=1), "asks for 1 layers, the weights have 2"),
+        (break_config(architectures=["BertModel"]), "supported: "),
         (shutil.rmtree, "is not a folder"),
     ],
 )
@@ -86,7 +88,7 @@ def rename(tensors: dict[str, Tensor]) -> None:
         (poison(f"{Q_PROJ}.weight", float("-inf")), f"{Q_PROJ}.weight has NaN or infinite"),
         (poison("model.norm.weight", float("inf")), "model.norm.weight has NaN or infinite"),
         (retype, f"{Q_PROJ}.weight is I8"),
-        (rename, "only models with Llama's layer names"),
+        (rename, "asks for 2 layers, the weights have 0"),
     ],
 )
 def test_broken_weights(
