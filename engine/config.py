@@ -20,10 +20,15 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Bounds of a step. ``token_budget`` counts the tokens of all its rows."""
+    """Bounds of a step. ``token_budget`` counts the tokens of all its rows.
+
+    Prompts take no more of a step than keeps it below ``max_gap_s`` (seconds, as measured)
+    while others decode: it bounds the gap between two of their tokens.
+    """
 
     max_sequences: int = 64
     token_budget: int = 512
+    max_gap_s: float = 0.1
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_sequences <= self.token_budget:

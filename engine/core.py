@@ -16,6 +16,7 @@ from engine.types import (
     Request,
     ScheduledBatch,
     StepOutput,
+    StepResult,
 )
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class Runner(Protocol):
         """Positions that the model knows."""
         ...
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
-        """The next token of each item that samples; negative: logits were not finite."""
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        """Computes a step."""
         ...
 
     def report(self, max_sequence_tokens: int) -> ModelReport:
@@ -76,12 +77,12 @@ class EngineCore:
         return self._scheduler.stats()
 
     def submit(self, request: Request) -> None:
-        """Accepts a request, which then ends with exactly one ``Finished``; or raises."""
-        self._scheduler.add(request)
+        """Accepts a request, each choice of which ends with exactly one ``Finished``; or raises."""
+        self._scheduler.add(request, self._clock())
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request within a step. Unknown ids are ignored."""
-        self._scheduler.cancel(request_id)
+    def cancel(self, request_id: str, choice: int | None = None) -> None:
+        """Ends a request, or one of its choices, within a step. Unknown ids are ignored."""
+        self._scheduler.cancel(request_id, choice)
 
     def step(self) -> StepOutput:
         """Schedules, runs and commits one batch. A failing batch ends its own requests only."""
@@ -89,14 +90,14 @@ class EngineCore:
         output = StepOutput()
         if batch:
             try:
-                tokens = self._runner.run(batch)
+                result = self._runner.run(batch)
             except Exception:
                 ids = [item.sequence.id for item in batch.items]
                 logger.exception("a step failed with requests %s", ids)
                 message = "the engine could not compute a step"
                 output.finished.extend(self._scheduler.fail(batch, message, self._clock()))
             else:
-                output = self._scheduler.commit(batch, tokens, self._clock())
+                output = self._scheduler.commit(batch, result, self._clock())
         if not self.has_work:
             self._scheduler.check_invariants()
-        return StepOutput(output.tokens, ended + output.finished)
+        return StepOutput(output.prompts, output.tokens, ended + output.finished)

@@ -38,17 +38,20 @@ def _handle(core: EngineCore, message: ToEngine, send: Send) -> None:
             try:
                 core.submit(request)
             except InvalidRequest as error:
-                send(Events(StepOutput(finished=[_refused(request.id, str(error))])))
-        case Cancel(id=request_id):
-            core.cancel(request_id)
+                choices = range(max(1, request.choices))
+                refused = [_refused(request.id, choice, str(error)) for choice in choices]
+                send(Events(StepOutput(finished=refused)))
+        case Cancel(id=request_id, choice=choice):
+            core.cancel(request_id, choice)
         case GetStats():
             send(Stats(core.stats()))
 
 
-def _refused(request_id: str, message: str) -> Finished:
+def _refused(request_id: str, choice: int, message: str) -> Finished:
     # The front end checks before it submits, so this is its terminal event of last resort.
     return Finished(
         id=request_id,
+        choice=choice,
         reason=FinishReason.ERROR,
         scheduled_at=None,
         first_token_at=None,

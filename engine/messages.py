@@ -16,9 +16,10 @@ class Submit(msgspec.Struct, tag=True, frozen=True):
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
-    """Ends a request; unknown ids are ignored, since it may just have ended."""
+    """Ends a request, or one choice; unknown ids are ignored, since it may just have ended."""
 
     id: str
+    choice: int | None = None
 
 
 class GetStats(msgspec.Struct, tag=True, frozen=True):

@@ -20,6 +20,7 @@ from engine.types import (
     ScheduledBatch,
     ScheduledSequence,
     Sequence,
+    StepResult,
     StoppingParams,
 )
 
@@ -69,7 +70,7 @@ class ModelRunner:
         return self._model.decoder.spec.context_length
 
     @torch.inference_mode()
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> StepResult:
         """The next token of each item that samples, 0 for the others."""
         inputs = batches.build(batch, self.block_size)
         logits_RV = self._model.decoder.forward(inputs, self._cache)
@@ -77,7 +78,7 @@ class ModelRunner:
         params = [sequence.request.sampling for sequence in sampling]
         positions = [sequence.generated for sequence in sampling]
         tokens = iter(sample(logits_RV, params, positions))
-        return [next(tokens) if item.samples else 0 for item in batch.items]
+        return StepResult([next(tokens) if item.samples else 0 for item in batch.items])
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> torch.Tensor:

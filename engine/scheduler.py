@@ -1,16 +1,19 @@
 """Continuous batching: decides which tokens of which sequences run in the next step.
 
-First come, first served. Running sequences decode first; what is left of the step's token
-budget goes to prompts, in chunks. When blocks run out, the youngest running sequence gives
-its blocks up and is computed again later (preemption by recompute, as in the vLLM paper);
-the oldest always goes on, so that there is no livelock. No tensors, no clock of its own.
+Sequences are served by priority, then earliest deadline, then arrival. Running sequences decode
+first; what is left of the step's token budget goes to prompts, in chunks that keep the gap
+between two tokens of the others below ``max_gap_s``. When blocks run out, the sequence of the
+lowest priority that loses least gives its blocks up and is computed again later, in its old
+place (preemption by recompute, as in the vLLM paper); the one that has most always goes on, so
+that there is no livelock. No tensors, no clock of its own.
 """
 
-from collections import deque
+import bisect
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
 from engine.errors import InvalidRequest
+from engine.speed import StepSpeed
 from engine.types import (
     EngineStats,
     Finished,
@@ -20,8 +23,14 @@ from engine.types import (
     ScheduledSequence,
     Sequence,
     StepOutput,
+    StepResult,
     TokenEvent,
+    TokenLogprobs,
 )
+
+
+def _order(sequence: Sequence) -> tuple[int, float, float, int]:
+    return sequence.order
 
 
 class Scheduler:
@@ -31,13 +40,14 @@ class Scheduler:
         self._config = config
         self._blocks = blocks
         self._max_tokens = min(context_length, blocks.capacity_tokens)
-        self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in order of arrival
-        self._sequences: dict[str, Sequence] = {}
-        self._cancelled: list[str] = []
-        self._prompt_tokens = 0
-        self._generated_tokens = 0
-        self._preemptions = 0
+        self._waiting: list[Sequence] = []  # both in the order of service
+        self._running: list[Sequence] = []
+        self._sequences: dict[str, list[Sequence]] = {}
+        self._cancelled: list[tuple[str, int | None]] = []
+        self._refused: list[Finished] = []
+        self._step_began = 0.0
+        self._speed = StepSpeed()
+        self._counts = {"prompt": 0, "generated": 0, "preempted": 0, "cached": 0, "recomputed": 0}
 
     def __repr__(self) -> str:
         return f"<Scheduler waiting {len(self._waiting)} running {len(self._running)}>"
@@ -50,13 +60,17 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or report something."""
-        return bool(self._sequences)
+        return bool(self._sequences or self._refused)
 
-    def add(self, request: Request) -> None:
-        """Queues a request. Raises ``InvalidRequest`` where it can never run."""
+    def add(self, request: Request, now: float = 0.0) -> None:
+        """Queues a request. Raises ``InvalidRequest`` where it can never run.
+
+        A deadline that cannot be met at the measured speeds gives a ``REFUSED`` in the next
+        step.
+        """
         wanted = len(request.prompt) + request.stopping.max_tokens
-        if not request.prompt or request.stopping.max_tokens < 1:
-            raise InvalidRequest("input", "the prompt and max_tokens must not be empty")
+        if not request.prompt or request.stopping.max_tokens < 1 or request.choices < 1:
+            raise InvalidRequest("input", "the prompt, max_tokens and n must not be empty")
         if request.id in self._sequences:
             raise InvalidRequest("request_id", "a request with this id is running")
         if wanted > self._max_tokens:
@@ -64,38 +78,53 @@ class Scheduler:
                 "stopping.max_tokens",
                 f"prompt and max_tokens make {wanted} tokens, at most {self._max_tokens} fit",
             )
-        sequence = Sequence(request, list(request.prompt))
-        self._sequences[request.id] = sequence
-        self._waiting.append(sequence)
+        leader = Sequence(request, list(request.prompt))
+        others = [
+            Sequence(request, list(request.prompt), choice=i, leader=leader)
+            for i in range(1, request.choices)
+        ]
+        self._sequences[request.id] = [leader, *others]
+        for sequence in self._sequences[request.id]:
+            bisect.insort(self._waiting, sequence, key=_order)
+        self._refuse_if_hopeless(leader, now)
 
-    def cancel(self, request_id: str) -> None:
-        """Ends a request at the next step. Unknown ids are ignored: it may just have ended."""
+    def cancel(self, request_id: str, choice: int | None = None) -> None:
+        """Ends a request, or one choice, at the next step. Unknown ones are ignored: they may
+        just have ended."""
         if request_id in self._sequences:
-            self._cancelled.append(request_id)
+            self._cancelled.append((request_id, choice))
 
     def schedule(self, now: float) -> tuple[ScheduledBatch, list[Finished]]:
-        """The next step's work, and the requests that ended before it (cancelled, expired)."""
-        ended = self._end_cancelled(now) + self._end_expired(now)
-        budget = self._config.token_budget
+        """The next step's work, and what ended before it (cancelled, expired, refused)."""
+        refused, self._refused = self._refused, []
+        ended = refused + self._end_cancelled(now) + self._end_expired(now)
+        self._step_began = now
+        self._make_way()
         items: list[ScheduledSequence] = []
-        # Decodes (one token each) before prompt chunks; each group in order of arrival.
-        for sequence in sorted(self._running, key=lambda s: s.uncomputed > 1):
-            if sequence in self._running:  # not preempted by one before it
-                budget -= self._schedule_running(sequence, budget, items)
+        for sequence in [s for s in self._running if s.uncomputed == 1]:
+            if sequence in self._running and self._make_room(sequence, items):
+                items.append(ScheduledSequence(sequence, 1))
+        budget = self._prompt_budget(len(items))
+        for sequence in [s for s in self._running if s.uncomputed > 1]:
+            length = min(sequence.uncomputed, budget)
+            if length > 0:
+                items.append(ScheduledSequence(sequence, length))
+                budget -= length
         self._admit(budget, now, items)
         return ScheduledBatch(items), ended
 
-    def commit(self, batch: ScheduledBatch, tokens: list[int], now: float) -> StepOutput:
-        """Takes in the step's result: ``tokens[i]`` for item i where it samples, else ignored.
-
-        A negative token says that the row's logits were not finite.
-        """
-        output = StepOutput()
-        for item, token in zip(batch.items, tokens, strict=True):
+    def commit(self, batch: ScheduledBatch, result: StepResult, now: float) -> StepOutput:
+        """Takes in the step's result; what it was measured to take is remembered."""
+        prompt_tokens = sum(item.length for item in batch.items if item.length > 1)
+        self._speed.observe(now - self._step_began, prompt_tokens)
+        output = StepOutput(prompts=result.prompts)
+        for index, (item, token) in enumerate(zip(batch.items, result.tokens, strict=True)):
             sequence, samples = item.sequence, item.samples
             sequence.computed += item.length
+            self._register_full_blocks(sequence)
             if samples:
-                self._append(sequence, token, now, output)
+                sequence.prompt_done = True
+                self._append(sequence, token, result.logprobs.get(index), now, output)
         return output
 
     def fail(self, batch: ScheduledBatch, message: str, now: float) -> list[Finished]:
@@ -108,52 +137,92 @@ class Scheduler:
         return EngineStats(
             queued=len(self._waiting),
             running=len(self._running),
-            blocks_used=self._blocks.num_blocks - self._blocks.free_blocks,
-            blocks_free=self._blocks.free_blocks,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            preemptions=self._preemptions,
+            blocks_used=self._blocks.used_blocks,
+            blocks_free=self._blocks.available_blocks - self._blocks.cached_blocks,
+            blocks_cached=self._blocks.cached_blocks,
+            prompt_tokens=self._counts["prompt"],
+            generated_tokens=self._counts["generated"],
+            preemptions=self._counts["preempted"],
+            cached_tokens=self._counts["cached"],
+            recomputed_tokens=self._counts["recomputed"],
         )
 
     def check_invariants(self) -> None:
         """Raises ``RuntimeError`` where sequences or blocks are lost or held twice."""
-        held = {s.id for s in self._waiting} | {s.id for s in self._running}
-        if held != set(self._sequences) or len(held) != len(self._waiting) + len(self._running):
-            raise RuntimeError(f"{self!r}: queues and {len(self._sequences)} sequences differ")
+        held = [*self._waiting, *self._running]
+        owned = [sequence for group in self._sequences.values() for sequence in group]
+        if len(set(held)) != len(held) or set(held) != set(owned):
+            raise RuntimeError(f"{self!r}: queues and {len(owned)} sequences differ")
         if any(s.block_table or s.computed for s in self._waiting):
             raise RuntimeError(f"{self!r}: a waiting sequence holds blocks")
+        for queue in (self._waiting, self._running):
+            if queue != sorted(queue, key=_order):
+                raise RuntimeError(f"{self!r}: a queue is out of order")
         self._blocks.check_invariants([s.block_table for s in self._running])
+
+    def _refuse_if_hopeless(self, sequence: Sequence, now: float) -> None:
+        request = sequence.request
+        deadline = request.stopping.deadline
+        if deadline is None:
+            return
+        before = [s for s in self._waiting if s.order < sequence.order] + self._running
+        prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1)
+        # Less than that it cannot generate; how soon an end token comes nobody knows.
+        least = request.stopping.max_tokens if not request.stopping.eos_token_ids else 1
+        if request.stopping.stop_token_ids:
+            least = 1
+        needed = self._speed.seconds_until(
+            prompt_tokens + len(request.prompt), max(least, request.stopping.min_tokens)
+        )
+        if now + needed > deadline:
+            message = f"needs {needed:.2f} s at the speed measured, more than its deadline leaves"
+            self._refused += [
+                self._finish(s, FinishReason.REFUSED, now, message=message, retry_after_s=needed)
+                for s in list(self._sequences[request.id])
+            ]
 
     def _end_cancelled(self, now: float) -> list[Finished]:
         cancelled, self._cancelled = self._cancelled, []
-        alive = [self._sequences[i] for i in dict.fromkeys(cancelled) if i in self._sequences]
-        return [self._finish(s, FinishReason.CANCELLED, now) for s in alive]
+        ended = []
+        for request_id, choice in cancelled:
+            for sequence in list(self._sequences.get(request_id, ())):
+                if choice is None or choice == sequence.choice:
+                    ended.append(self._finish(sequence, FinishReason.CANCELLED, now))
+        return ended
 
     def _end_expired(self, now: float) -> list[Finished]:
         ended = []
-        for sequence in list(self._sequences.values()):
-            stopping = sequence.request.stopping
+        for sequence in [s for group in self._sequences.values() for s in group]:
+            stopping, queue = sequence.request.stopping, sequence.request.queue_deadline
             if stopping.deadline is not None and now >= stopping.deadline:
                 ended.append(self._finish(sequence, FinishReason.DEADLINE, now))
             elif stopping.time_limit is not None and now >= stopping.time_limit:
                 ended.append(self._finish(sequence, FinishReason.TIME_LIMIT, now))
+            elif queue is not None and now >= queue and sequence.scheduled_at is None:
+                message = "queue_timeout passed before the request could run"
+                ended.append(self._finish(sequence, FinishReason.REFUSED, now, message=message))
         return ended
 
-    def _schedule_running(
-        self, sequence: Sequence, budget: int, items: list[ScheduledSequence]
-    ) -> int:
-        length = min(sequence.uncomputed, budget)
-        if length == 0 or not self._make_room(sequence, sequence.computed + length, items):
-            return 0
-        items.append(ScheduledSequence(sequence, length))
-        return length
+    def _make_way(self) -> None:
+        """The first in the queue may take the blocks of running ones of lower priority."""
+        if not self._waiting:
+            return
+        first = self._waiting[0]
+        lower = [s for s in self._running if s.request.priority < first.request.priority]
+        full = len(self._running) >= self._config.max_sequences
+        while lower and (full or not self._blocks.can_grow([], len(first.tokens))):
+            victim = min(lower, key=_loss)
+            lower.remove(victim)
+            self._preempt(victim)
+            full = False
 
-    def _make_room(self, sequence: Sequence, tokens: int, items: list[ScheduledSequence]) -> bool:
-        """Grows the table, preempting younger sequences; False if itself had to give way."""
-        scheduled = {item.sequence.id for item in items}
+    def _make_room(self, sequence: Sequence, items: list[ScheduledSequence]) -> bool:
+        """Grows the table by the next token; False if the sequence itself had to give way."""
+        scheduled = {item.sequence for item in items}
+        tokens = sequence.computed + 1
         while not self._blocks.can_grow(sequence.block_table, tokens):
             # Those that this step already runs keep their blocks.
-            victim = next(s for s in reversed(self._running) if s.id not in scheduled)
+            victim = min((s for s in self._running if s not in scheduled), key=_loss)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -163,29 +232,75 @@ class Scheduler:
     def _preempt(self, victim: Sequence) -> None:
         self._running.remove(victim)
         self._blocks.release(victim.block_table)
-        victim.computed = 0
         victim.preemptions += 1
-        self._preemptions += 1
-        self._waiting.appendleft(victim)
+        victim.recomputed += victim.computed
+        self._counts["preempted"] += 1
+        self._counts["recomputed"] += victim.computed
+        victim.computed = 0
+        bisect.insort(self._waiting, victim, key=_order)
+
+    def _prompt_budget(self, decodes: int) -> int:
+        budget = self._config.token_budget - decodes
+        within = self._speed.prompt_tokens_within(self._config.max_gap_s)
+        if decodes and within is not None:
+            # However slow it is, prompts go on.
+            budget = min(budget, max(within, self._blocks.block_size))
+        return budget
 
     def _admit(self, budget: int, now: float, items: list[ScheduledSequence]) -> None:
-        while self._waiting and budget > 0 and len(self._running) < self._config.max_sequences:
-            sequence = self._waiting[0]
-            # The whole prompt must fit now, or its chunks would soon preempt each other.
-            if not self._blocks.can_grow(sequence.block_table, len(sequence.tokens)):
+        for sequence in list(self._waiting):
+            if budget <= 0 or len(self._running) >= self._config.max_sequences:
                 return
-            self._waiting.popleft()
+            if sequence.leader is not None and not self._leader_is_done(sequence.leader):
+                continue
+            prefix = self._known_prefix(sequence)
+            # The whole prompt must fit now, or its chunks would soon preempt each other.
+            if not self._blocks.can_share_and_grow(prefix, len(sequence.tokens)):
+                return
+            self._start(sequence, prefix, now)
             length = min(sequence.uncomputed, budget)
-            self._blocks.grow(sequence.block_table, len(sequence.tokens))
-            if sequence.scheduled_at is None:
-                sequence.scheduled_at = now
-                self._prompt_tokens += len(sequence.request.prompt)
-            self._running.append(sequence)
-            self._running.sort(key=lambda s: s.request.arrival)
             items.append(ScheduledSequence(sequence, length))
             budget -= length
 
-    def _append(self, sequence: Sequence, token: int, now: float, output: StepOutput) -> None:
+    def _leader_is_done(self, leader: Sequence) -> bool:
+        """Whether its prompt is computed, so that its blocks can be shared, or it is gone."""
+        return leader.prompt_done or leader not in self._sequences.get(leader.id, ())
+
+    def _known_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the sequence's beginning; one token at least is left to compute."""
+        if sequence.request.sampling.prompt_logprobs is not None:
+            return []  # they need the logits of every position
+        self._blocks.extend_digests(sequence.digests, sequence.tokens, sequence.request.cache_salt)
+        most = (len(sequence.tokens) - 1) // self._blocks.block_size
+        return self._blocks.match(sequence.digests[:most])
+
+    def _start(self, sequence: Sequence, prefix: list[int], now: float) -> None:
+        self._waiting.remove(sequence)
+        bisect.insort(self._running, sequence, key=_order)
+        self._blocks.share(sequence.block_table, prefix)
+        self._blocks.grow(sequence.block_table, len(sequence.tokens))
+        sequence.computed = len(prefix) * self._blocks.block_size
+        if sequence.scheduled_at is None:
+            sequence.scheduled_at = now
+            sequence.cached = sequence.computed
+            self._counts["prompt"] += len(sequence.request.prompt)
+            self._counts["cached"] += sequence.computed
+
+    def _register_full_blocks(self, sequence: Sequence) -> None:
+        full = sequence.computed // self._blocks.block_size
+        self._blocks.extend_digests(sequence.digests, sequence.tokens, sequence.request.cache_salt)
+        first = max(0, full - 1) if sequence.uncomputed == 0 else 0
+        for index in range(first, full):
+            self._blocks.register(sequence.block_table[index], sequence.digests[index])
+
+    def _append(
+        self,
+        sequence: Sequence,
+        token: int,
+        logprobs: TokenLogprobs | None,
+        now: float,
+        output: StepOutput,
+    ) -> None:
         if token < 0:
             message = "the model's logits are not finite"
             output.finished.append(self._finish(sequence, FinishReason.ERROR, now, message=message))
@@ -193,8 +308,16 @@ class Scheduler:
         sequence.tokens.append(token)
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-        self._generated_tokens += 1
-        output.tokens.append(TokenEvent(id=sequence.id, token=token))
+        self._counts["generated"] += 1
+        output.tokens.append(
+            TokenEvent(
+                id=sequence.id,
+                token=token,
+                choice=sequence.choice,
+                cached=sequence.cached if sequence.generated == 1 else 0,
+                logprobs=logprobs,
+            )
+        )
         stopping = sequence.request.stopping
         if token in stopping.eos_token_ids:
             output.finished.append(self._finish(sequence, FinishReason.EOS, now, stop=token))
@@ -211,16 +334,22 @@ class Scheduler:
         *,
         stop: int | None = None,
         message: str = "",
+        retry_after_s: float = 1.0,
     ) -> Finished:
-        del self._sequences[sequence.id]
-        if sequence in self._running:
-            self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        group = self._sequences[sequence.id]
+        group.remove(sequence)
+        if not group:
+            del self._sequences[sequence.id]
+        queue = self._running if sequence in self._running else self._waiting
+        queue.remove(sequence)
         self._blocks.release(sequence.block_table)
         return Finished(
             id=sequence.id,
             reason=reason,
+            choice=sequence.choice,
+            cached=sequence.cached,
+            recomputed=sequence.recomputed,
+            retry_after_s=retry_after_s,
             scheduled_at=sequence.scheduled_at,
             first_token_at=sequence.first_token_at,
             finished_at=now,
@@ -228,3 +357,8 @@ class Scheduler:
             stop_token_id=stop,
             message=message,
         )
+
+
+def _loss(sequence: Sequence) -> tuple[int, int]:
+    """What preempting it costs: its priority, then the tokens to compute again."""
+    return sequence.request.priority, sequence.computed

@@ -1,6 +1,6 @@
 """Fakes that ship with the engine: a runner whose tokens can be computed by hand."""
 
-from engine.types import ModelReport, ScheduledBatch
+from engine.types import ModelReport, ScheduledBatch, StepResult
 
 EOS = 0
 
@@ -37,12 +37,12 @@ class ArithmeticRunner:
             tokens.append(self.next_token(tokens))
         return tokens[len(prompt) :]
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> StepResult:
         """See ``engine.core.Runner``."""
         self.steps.append(batch)
-        return [
-            self.next_token(item.sequence.tokens) if item.samples else 0 for item in batch.items
-        ]
+        return StepResult(
+            [self.next_token(item.sequence.tokens) if item.samples else 0 for item in batch.items]
+        )
 
     def report(self, max_sequence_tokens: int) -> ModelReport:
         """See ``engine.core.Runner``."""

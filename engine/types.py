@@ -9,9 +9,10 @@ from enum import Enum
 
 
 class FinishReason(Enum):
-    """Why a sequence ended. The last four carry no result.
+    """Why a sequence ended. The last five carry no result.
 
-    ``ERROR``: this request cannot be computed; ``LOST``: the engine died under it.
+    ``REFUSED``: its time in the queue is over, or its deadline cannot be met; ``ERROR``: this
+    request cannot be computed; ``LOST``: the engine died under it.
     """
 
     STOP = "stop"
@@ -20,25 +21,52 @@ class FinishReason(Enum):
     TIME_LIMIT = "time_limit"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
+    REFUSED = "refused"
     ERROR = "error"
     LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0 is off."""
+    """How the next token is chosen. ``temperature`` 0 is greedy; ``top_k`` 0 is off.
+
+    Penalties are those of the OpenAI API (presence, frequency: subtracted from the logits of
+    generated tokens) and of CTRL (repetition: of prompt and generated tokens). ``logprobs`` is
+    the number of alternatives to report with each token, None for no report at all;
+    ``prompt_logprobs`` likewise for the prompt. ``constraint`` is what the output must match.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: "Constraint | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """``kind`` is ``json_schema``, ``regex``, ``grammar`` (Lark) or ``choice`` (a JSON list)."""
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppingParams:
-    """When a sequence ends. ``eos_token_ids`` is empty where the caller ignores them."""
+    """When a sequence ends. ``eos_token_ids`` is empty where the caller ignores them.
+
+    Before ``min_tokens`` neither an end token nor a stop token is sampled.
+    """
 
     max_tokens: int
+    min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     time_limit: float | None = None
@@ -47,30 +75,55 @@ class StoppingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One accepted request. ``id`` is unique among the engine's live requests."""
+    """One accepted request. ``id`` is unique among the engine's live requests.
+
+    ``choices`` sequences are generated from it. Higher ``priority`` is sooner. After
+    ``queue_deadline`` it is refused unless it runs. Requests with different ``cache_salt``
+    share no cached prefix.
+    """
 
     id: str
     prompt: list[int]
     sampling: SamplingParams
     stopping: StoppingParams
     arrival: float
+    choices: int = 1
+    priority: int = 0
+    queue_deadline: float | None = None
+    cache_salt: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. Owned by the scheduler; blocks belong to the block manager.
+    """A choice of a request on its way. Owned by the scheduler; the block manager hands out
+    the blocks of its table.
 
     ``tokens`` is the prompt and what was generated; KV of the first ``computed`` of them
-    is in the blocks of ``block_table``.
+    is in the blocks of ``block_table``, ``digests`` names the full ones. ``leader`` is the
+    choice whose prompt it waits for, to share its blocks.
     """
 
     request: Request
     tokens: list[int]
+    choice: int = 0
+    leader: "Sequence | None" = None
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    cached: int = 0
     preemptions: int = 0
+    recomputed: int = 0
+    prompt_done: bool = False
     scheduled_at: float | None = None
     first_token_at: float | None = None
+
+    @property
+    def order(self) -> tuple[int, float, float, int]:
+        """Sorts sequences: priority, then earliest deadline, then arrival, then choice."""
+        deadline = self.request.stopping.deadline
+        far = float("inf")
+        arrival = self.request.arrival
+        return -self.request.priority, far if deadline is None else deadline, arrival, self.choice
 
     @property
     def id(self) -> str:
@@ -113,21 +166,63 @@ class ScheduledBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent:
-    """A token of a request."""
+    """A token of a choice; ``logprobs`` where the request asks for them.
+
+    The choice's first one says how many prompt tokens were ``cached``.
+    """
 
     id: str
     token: int
+    choice: int = 0
+    cached: int = 0
+    logprobs: "TokenLogprobs | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms under the model's own distribution (before temperature and filters).
+
+    ``rank`` counts from 1; ``top`` are (token, logprob) of the likeliest, best first.
+    """
+
+    token: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of a request's prompt, from its second token on; comes before its first token."""
+
+    id: str
+    tokens: list[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step computed. ``tokens[i]`` belongs to item i and counts where it samples; it is
+    negative where the logits were not finite. ``logprobs`` are by item."""
+
+    tokens: list[int]
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompts: list[PromptLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The terminal event: exactly one for each accepted request.
+    """The terminal event: exactly one for each choice of an accepted request.
 
-    ``scheduled_at`` and ``first_token_at`` are None where it never came so far.
+    ``scheduled_at`` and ``first_token_at`` are None where it never came so far. ``cached`` are
+    prompt tokens whose KV was there already, ``recomputed`` those that preemption threw away.
     """
 
     id: str
     reason: FinishReason
+    choice: int = 0
+    cached: int = 0
+    recomputed: int = 0
+    retry_after_s: float = 1.0
     scheduled_at: float | None
     first_token_at: float | None
     finished_at: float
@@ -138,13 +233,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Events of one step; a request's token comes before its ``Finished``."""
+    """Events of one step; a choice's token comes before its ``Finished``."""
 
+    prompts: list[PromptLogprobs] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.tokens or self.finished)
+        return bool(self.prompts or self.tokens or self.finished)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +251,12 @@ class EngineStats:
     running: int
     blocks_used: int
     blocks_free: int
+    blocks_cached: int
     prompt_tokens: int
     generated_tokens: int
     preemptions: int
+    cached_tokens: int
+    recomputed_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

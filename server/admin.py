@@ -36,6 +36,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             running=stats.running,
             kv_blocks_used=stats.blocks_used,
             kv_blocks_free=stats.blocks_free,
+            kv_blocks_cached=stats.blocks_cached,
             tokens_per_second=self._serving.rate.per_second(),
             prompt_tokens_total=totals.prompt_tokens,
             completion_tokens_total=totals.completion_tokens,

@@ -1,6 +1,7 @@
 """The only file that knows both vocabularies: the contract's messages and the engine's types."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import duration_pb2
@@ -39,6 +40,7 @@ def generation_request(
         top_p=_optional(sampling, "top_p"),
         top_k=_optional(sampling, "top_k"),
         seed=_optional(sampling, "seed"),
+        n=sampling.n if sampling.HasField("n") else 1,
         max_tokens=_optional(stopping, "max_tokens"),
         max_duration=_seconds(stopping, "max_duration"),
         stop=tuple(stopping.stop) or None,
@@ -46,6 +48,10 @@ def generation_request(
         include_stop=stopping.include_stop,
         ignore_eos=stopping.ignore_eos,
         deadline=deadline,
+        priority=request.scheduling.priority,
+        queue_timeout=_seconds(request.scheduling, "queue_timeout"),
+        cache_salt=request.cache.salt,
+        bypass_cache=request.cache.bypass_prefix_cache,
         coalescing=_coalescing(request),
     )
 
@@ -60,24 +66,28 @@ def chat_or_text(request: pb.TokenizeRequest) -> str | Chat:
     raise InvalidRequest("input", "set text or chat")
 
 
-def prompt_info(generation: Generation, request_id: str, name: str, variant: str) -> pb.PromptInfo:
-    """What leaves with the first token."""
+def prompt_info(
+    generation: Generation, delta: Delta, request_id: str, name: str, variant: str
+) -> pb.PromptInfo:
+    """What leaves with the first token, which is in ``delta``."""
     return pb.PromptInfo(
         request_id=request_id,
         model=name,
         variant=variant,
         prompt_tokens=generation.prompt_tokens,
+        cached_tokens=delta.tokens[0].cached if delta.tokens else 0,
     )
 
 
 def chunk(delta: Delta, with_ids: bool) -> pb.Chunk:
     """Text and ids of one message."""
-    return pb.Chunk(text_delta=delta.text, token_ids=delta.token_ids if with_ids else ())
+    ids = delta.token_ids if with_ids else ()
+    return pb.Chunk(index=delta.choice, text_delta=delta.text, token_ids=ids)
 
 
-def finish(end: End) -> pb.ChoiceFinish:
+def finish(end: End, choice: int) -> pb.ChoiceFinish:
     """Why the choice ended."""
-    message = pb.ChoiceFinish(reason=REASONS[end.reason])
+    message = pb.ChoiceFinish(index=choice, reason=REASONS[end.reason])
     if end.stop is not None:
         message.stop = end.stop
     elif end.stop_token_id is not None:
@@ -85,13 +95,30 @@ def finish(end: End) -> pb.ChoiceFinish:
     return message
 
 
-def summary(end: End, prompt_tokens: int) -> pb.Summary:
-    """Usage and timings. A phase that never began has no time."""
+def summary(ends: list[End], prompt_tokens: int) -> pb.Summary:
+    """Usage of all choices; timings of the first choice, but decoding ends with the last."""
     usage = pb.Usage(
         prompt_tokens=prompt_tokens,
-        completion_tokens=end.completion_tokens,
-        preemptions=end.preemptions,
+        cached_tokens=ends[0].cached_tokens,
+        completion_tokens=sum(end.completion_tokens for end in ends),
+        preemptions=sum(end.preemptions for end in ends),
     )
+    return pb.Summary(usage=usage, timings=_timings(overall(ends)))
+
+
+def overall(ends: list[End]) -> End:
+    """One end for all: the first choice's, with the counts of all and the last one's time."""
+    return replace(
+        ends[0],
+        completion_tokens=sum(end.completion_tokens for end in ends),
+        preemptions=sum(end.preemptions for end in ends),
+        recomputed_tokens=sum(end.recomputed_tokens for end in ends),
+        finished=max(end.finished for end in ends),
+    )
+
+
+def _timings(end: End) -> pb.Timings:
+    """A phase that never began has no time."""
     timings = pb.Timings(tokenize=duration(end.tokenized - end.arrival))
     if end.scheduled is not None:
         timings.queue.CopyFrom(duration(end.scheduled - end.tokenized))
@@ -102,7 +129,7 @@ def summary(end: End, prompt_tokens: int) -> pb.Summary:
         if end.completion_tokens > 1:
             per_token = (end.finished - end.first_token) / (end.completion_tokens - 1)
             timings.tpot.CopyFrom(duration(per_token))
-    return pb.Summary(usage=usage, timings=timings)
+    return timings
 
 
 def span_attributes(request: GenerationRequest, name: str) -> dict[str, Attribute]:
@@ -127,7 +154,9 @@ def end_attributes(end: End, prompt_tokens: int, variant: str) -> dict[str, Attr
         "gen_ai.response.finish_reasons": [end.reason.value],
         "gen_ai.usage.input_tokens": prompt_tokens,
         "gen_ai.usage.output_tokens": end.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": end.cached_tokens,
         "venturi.preemptions": end.preemptions,
+        "venturi.recomputed_tokens": end.recomputed_tokens,
     }
 
 

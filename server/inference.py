@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from engine.client.generation import Delta, Generation
+from engine.client.generation import Delta, End, Generation
 from engine.client.requests import GenerationRequest
 from engine.errors import NotServed
 from server import convert
@@ -22,33 +22,27 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> pb.GenerateResponse:
         """See the contract."""
         async with self._accepted(request, call) as generation:
-            choice, response = pb.Choice(), pb.GenerateResponse()
-            response.prompt_info.CopyFrom(self._prompt_info(generation, call))
-            async for delta in self._deltas(generation, call):
-                choice.text += delta.text
-                choice.token_ids.extend(delta.token_ids if _with_ids(request) else ())
-                if delta.end is not None:
-                    choice.finish.CopyFrom(convert.finish(delta.end))
-                    summary = convert.summary(delta.end, generation.prompt_tokens)
-                    response.summary.CopyFrom(summary)
-            response.choices.append(choice)
+            response = pb.GenerateResponse()
+            choices: dict[int, pb.Choice] = {}
+            async for message in self._messages(generation, request, call):
+                response.prompt_info.MergeFrom(message.prompt_info)
+                response.summary.MergeFrom(message.summary)
+                for chunk in message.chunks:
+                    choice = choices.setdefault(chunk.index, pb.Choice(index=chunk.index))
+                    choice.text += chunk.text_delta
+                    choice.token_ids.extend(chunk.token_ids)
+                    choice.logprobs.extend(chunk.logprobs)
+                for finish in message.finishes:
+                    choice = choices.setdefault(finish.index, pb.Choice(index=finish.index))
+                    choice.finish.CopyFrom(finish)
+            response.choices.extend(choices[index] for index in sorted(choices))
             return response
 
     async def GenerateStream(self, request: pb.GenerateStreamRequest, call: Call) -> None:
         """See the contract."""
         async with self._accepted(request, call) as generation:
-            info: pb.PromptInfo | None = self._prompt_info(generation, call)
-            async for delta in self._deltas(generation, call):
-                chunks = [convert.chunk(delta, _with_ids(request))] if delta.token_ids else []
-                if not chunks and delta.text:
-                    chunks = [pb.Chunk(text_delta=delta.text)]
-                message = pb.GenerateStreamResponse(prompt_info=info, chunks=chunks)
-                if delta.end is not None:
-                    message.finishes.append(convert.finish(delta.end))
-                    summary = convert.summary(delta.end, generation.prompt_tokens)
-                    message.summary.CopyFrom(summary)
+            async for message in self._messages(generation, request, call):
                 await call.write(message)
-                info = None
 
     async def Tokenize(self, request: pb.TokenizeRequest, call: Call) -> pb.TokenizeResponse:
         """See the contract."""
@@ -86,19 +80,38 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             generation.close()
 
-    async def _deltas(self, generation: Generation, call: Call) -> AsyncIterator[Delta]:
-        """The generation's deltas, counted, its end recorded on the span."""
+    async def _messages(
+        self, generation: Generation, request: convert.AnyGenerateRequest, call: Call
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """The generation as messages of the contract; the last one has the summary."""
+        ends: dict[int, End] = {}
+        first = True
         async for delta in generation:
-            self._serving.rate.add(len(delta.token_ids))
+            self._serving.rate.add(len(delta.tokens))
+            message = pb.GenerateStreamResponse()
+            if first:
+                first = False
+                message.prompt_info.CopyFrom(self._prompt_info(generation, delta, call))
+            if delta.tokens or delta.text:
+                message.chunks.append(convert.chunk(delta, _with_ids(request)))
             if delta.end is not None:
-                call.span.phases(delta.end)
-                variant = self._serving.variant
-                call.span.set(convert.end_attributes(delta.end, generation.prompt_tokens, variant))
-            yield delta
+                ends[delta.choice] = delta.end
+                message.finishes.append(convert.finish(delta.end, delta.choice))
+            if len(ends) == generation.choices:
+                in_order = [ends[index] for index in sorted(ends)]
+                message.summary.CopyFrom(convert.summary(in_order, generation.prompt_tokens))
+                self._record(generation, convert.overall(in_order), call)
+            yield message
 
-    def _prompt_info(self, generation: Generation, call: Call) -> pb.PromptInfo:
+    def _record(self, generation: Generation, end: End, call: Call) -> None:
+        call.span.phases(end)
+        variant = self._serving.variant
+        call.span.set(convert.end_attributes(end, generation.prompt_tokens, variant))
+
+    def _prompt_info(self, generation: Generation, delta: Delta, call: Call) -> pb.PromptInfo:
+        serving = self._serving
         return convert.prompt_info(
-            generation, call.request_id, self._serving.name, self._serving.variant
+            generation, delta, call.request_id, serving.name, serving.variant
         )
 
 

@@ -7,8 +7,7 @@ from google.protobuf.message import Message
 from engine.errors import NotServed
 from venturi.v1 import inference_pb2
 
-# Fields by path; a message's path stands for all that is below it. There is no prefix cache
-# yet, so that every wish to keep requests apart in it is granted.
+# Fields by path; a message's path stands for all that is below it.
 SERVED = {
     "model",
     "request_id",
@@ -19,6 +18,7 @@ SERVED = {
     "sampling.top_p",
     "sampling.top_k",
     "sampling.seed",
+    "sampling.n",
     "stopping.max_tokens",
     "stopping.max_duration",
     "stopping.stop",
@@ -26,20 +26,19 @@ SERVED = {
     "stopping.include_stop",
     "stopping.ignore_eos",
     "output.return_token_ids",
+    "scheduling",
     "cache",
     "stream",
 }
 _PACKAGE = inference_pb2.DESCRIPTOR.package
 # Values that ask for what happens anyway.
 NEUTRAL: dict[str, Any] = {
-    "sampling.n": 1,
     "sampling.min_p": 0.0,
     "sampling.presence_penalty": 0.0,
     "sampling.frequency_penalty": 0.0,
     "sampling.repetition_penalty": 1.0,
     "stopping.min_tokens": 0,
     "output.echo": False,
-    "scheduling.priority": 0,
     "prompt_compression.mode": inference_pb2.PromptCompression.MODE_OFF,
 }
 

@@ -21,7 +21,7 @@ from engine.messages import (
     Stats,
     Submit,
 )
-from engine.types import EngineStats, Finished, FinishReason, ModelReport, Request
+from engine.types import EngineStats, Finished, FinishReason, ModelReport, Request, StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,12 @@ _IDLE = EngineStats(
     running=0,
     blocks_used=0,
     blocks_free=0,
+    blocks_cached=0,
     prompt_tokens=0,
     generated_tokens=0,
     preemptions=0,
+    cached_tokens=0,
+    recomputed_tokens=0,
 )
 
 
@@ -115,14 +118,14 @@ class EngineClient:
         if request.id in self._streams:
             raise InvalidRequest("request_id", "a request with this id is running")
         self.totals.prompt_tokens += len(request.prompt)
-        stream = self._streams[request.id] = TokenStream()
+        stream = self._streams[request.id] = TokenStream(request.choices)
         self._transport.send(Submit(request))
         return stream
 
-    def cancel(self, request_id: str) -> None:
-        """Asks the engine to end a request; its terminal event still comes."""
+    def cancel(self, request_id: str, choice: int | None = None) -> None:
+        """Asks the engine to end a request, or a choice; its terminal event still comes."""
         if self._transport is not None and request_id in self._streams:
-            self._transport.send(Cancel(request_id))
+            self._transport.send(Cancel(request_id, choice))
 
     def cancel_all(self) -> None:
         """Asks the engine to end every open request."""
@@ -146,14 +149,7 @@ class EngineClient:
     def _on_message(self, message: FromEngine) -> None:
         match message:
             case Events(output=output):
-                self.totals.completion_tokens += len(output.tokens)
-                for event in output.tokens:
-                    if (stream := self._streams.get(event.id)) is not None:
-                        stream.put_token(event.token)
-                for finished in output.finished:
-                    self.totals.preemptions += finished.preemptions
-                    if (stream := self._streams.pop(finished.id, None)) is not None:
-                        stream.put_finished(finished)
+                self._on_events(output)
             case Stats(stats=stats):
                 self.last_stats = stats
                 if self._waiting_stats and not (future := self._waiting_stats.pop(0)).done():
@@ -164,6 +160,21 @@ class EngineClient:
                 self._on_ready(report)
             case LoadFailed(message=text):
                 self._on_load_failed(text)
+
+    def _on_events(self, output: StepOutput) -> None:
+        self.totals.completion_tokens += len(output.tokens)
+        for prompt in output.prompts:
+            if (stream := self._streams.get(prompt.id)) is not None:
+                stream.put_prompt(prompt.tokens)
+        for event in output.tokens:
+            if (stream := self._streams.get(event.id)) is not None:
+                stream.put_token(event)
+        for finished in output.finished:
+            self.totals.preemptions += finished.preemptions
+            if (stream := self._streams.get(finished.id)) is not None:
+                stream.put_finished(finished)
+                if stream.ended:
+                    del self._streams[finished.id]
 
     def _on_ready(self, report: ModelReport) -> None:
         if self.state is EngineState.STOPPED:
@@ -218,16 +229,18 @@ class EngineClient:
     def _end_all(self, reason: FinishReason, message: str) -> None:
         streams, self._streams = self._streams, {}
         for request_id, stream in streams.items():
-            stream.put_finished(
-                Finished(
-                    id=request_id,
-                    reason=reason,
-                    scheduled_at=None,
-                    first_token_at=None,
-                    finished_at=time.monotonic(),
-                    message=message,
+            for choice in range(stream.choices):
+                stream.put_finished(
+                    Finished(
+                        id=request_id,
+                        reason=reason,
+                        choice=choice,
+                        scheduled_at=None,
+                        first_token_at=None,
+                        finished_at=time.monotonic(),
+                        message=message,
+                    )
                 )
-            )
         waiting, self._waiting_stats = self._waiting_stats, []
         for future in waiting:
             if not future.done():

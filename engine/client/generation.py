@@ -1,6 +1,7 @@
 """One generation from text to text: check, tokenise, submit, detokenise, stop.
 
-A ``Generation`` ends with exactly one ``Delta`` that has an ``End``, or with one exception.
+Each choice of a ``Generation`` ends with exactly one ``Delta`` that has an ``End``, or all of
+them with one exception.
 """
 
 import asyncio
@@ -8,11 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from engine.client.choice import TextChoice
 from engine.client.defaults import GenerationDefaults
-from engine.client.detokenizer import IncrementalDetokenizer
 from engine.client.engine_client import EngineClient
 from engine.client.requests import Chat, GenerationRequest
-from engine.client.stop_strings import StopMatcher
 from engine.client.stream import TokenStream
 from engine.client.tokenizer import Tokenizer
 from engine.client.validation import Limits, check, check_ids, sampling_params, stopping_params
@@ -23,18 +23,20 @@ from engine.errors import (
     InvalidRequest,
     Overloaded,
 )
-from engine.types import Finished, FinishReason, Request
+from engine.types import Finished, FinishReason, Request, TokenEvent, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a generation ended, and when its phases were (times of ``time.monotonic``)."""
+    """How a choice ended, and when its phases were (times of ``time.monotonic``)."""
 
     reason: FinishReason
     stop: str | None
     stop_token_id: int | None
     completion_tokens: int
+    cached_tokens: int
     preemptions: int
+    recomputed_tokens: int
     arrival: float
     tokenized: float
     scheduled: float | None
@@ -44,11 +46,17 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New tokens with the text that they complete; ``end`` is set in the last one."""
+    """New tokens of a choice with the text that they complete; its last one has the ``end``."""
 
+    choice: int
     text: str
-    token_ids: list[int]
+    tokens: list[TokenEvent]
     end: End | None
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens' ids."""
+        return [event.token for event in self.tokens]
 
 
 class Generator:
@@ -130,12 +138,17 @@ class Generator:
         prompt = request.prompt
         ids = prompt if isinstance(prompt, list) else (await self.tokenize(prompt))[0]
         tokenized = time.monotonic()
+        timeout = request.queue_timeout
         core_request = Request(
             id=request.id,
             prompt=ids,
             sampling=sampling_params(request, self.defaults),
             stopping=stopping_params(request, self.defaults, self.limits, len(ids), arrival),
             arrival=arrival,
+            choices=request.n,
+            priority=request.priority,
+            queue_deadline=None if timeout is None else arrival + timeout,
+            cache_salt=request.id if request.bypass_cache else request.cache_salt,
         )
         stops = request.stop
         if stops is None:
@@ -161,17 +174,27 @@ class Generation:
         self._stream = stream
         self._tokenized = tokenized
         self._coalescing = options.coalescing
-        self._include_stop = options.include_stop
-        self._detokenizer = IncrementalDetokenizer(generator.tokenizer.decode)
-        self._matcher = StopMatcher(stops, options.include_stop)
-        self._matched: str | None = None
-        self._count = 0
+        decode = generator.tokenizer.decode
+        self._choices = [
+            TextChoice(decode, request.stopping, stops, options.include_stop)
+            for _ in range(request.choices)
+        ]
         self._closed = False
+
+    @property
+    def choices(self) -> int:
+        """Number of choices."""
+        return len(self._choices)
 
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt."""
         return len(self._request.prompt)
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprobs]:
+        """From the prompt's second token on; complete when the first token is there."""
+        return self._stream.prompt
 
     def close(self) -> None:
         """Ends the request in the engine if it still runs. Idempotent."""
@@ -181,70 +204,50 @@ class Generation:
             self._generator.release()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Deltas to the end. Raises ``DeadlineExceeded``, ``GenerationFailed``, or
-        ``EngineUnavailable``: the server ended it, or the engine died before the first token."""
-        finished: Finished | None = None
-        while finished is None:
+        """Deltas until each choice has had its end. Raises ``DeadlineExceeded``,
+        ``Overloaded`` (refused in the queue), ``GenerationFailed``, or ``EngineUnavailable``:
+        the server ended it, or the engine died before the first token."""
+        running = len(self._choices)
+        while running:
             piece = await self._stream.next(self._coalescing)
-            text, tokens = self._take(piece.tokens)
-            finished = piece.finished
-            if self._matched is not None:
-                finished = finished or await self._cancelled()
-            elif finished is not None:
-                self._raise_for(finished)
-                text += self._rest()
-            if tokens or finished is not None:
-                yield Delta(text, tokens, None if finished is None else self._end(finished))
-
-    def _take(self, tokens: list[int]) -> tuple[str, list[int]]:
-        """Text and tokens up to the first stop string."""
-        text = ""
-        for count, token in enumerate(tokens, 1):
-            self._count += 1
-            safe, self._matched = self._matcher.add(self._piece(token))
-            text += safe
-            if self._matched is not None:
-                return text, tokens[:count]
-        return text, tokens
-
-    def _piece(self, token: int) -> str:
-        stopping = self._request.stopping
-        if token not in (*stopping.stop_token_ids, *stopping.eos_token_ids):
-            return self._detokenizer.add([token])
-        if not self._include_stop:
-            return ""
-        # It may be a special token, which the text does not show otherwise.
-        return self._generator.tokenizer.decode([token], skip_special_tokens=False)
-
-    def _rest(self) -> str:
-        """Text that waited for more: an unfinished character, the start of a stop string."""
-        safe, self._matched = self._matcher.add(self._detokenizer.flush())
-        return safe if self._matched is not None else safe + self._matcher.flush()
-
-    async def _cancelled(self) -> Finished:
-        """Ends the engine's part after a stop string; once it is back its blocks are free."""
-        self._generator.engine.cancel(self._request.id)
-        while (finished := (await self._stream.next(self._coalescing)).finished) is None:
-            pass
-        return finished
+            choice = self._choices[piece.choice]
+            text, events = choice.take(piece.tokens) if choice.matched is None else ("", [])
+            if piece.finished is None and choice.matched is not None and events:
+                # The end comes with the engine's word that the blocks are free.
+                self._generator.engine.cancel(self._request.id, piece.choice)
+            end = None
+            if piece.finished is not None:
+                running -= 1
+                if choice.matched is None:
+                    self._raise_for(piece.finished)
+                    text += choice.rest()
+                end = self._end(choice, piece.finished)
+            if events or end is not None:
+                yield Delta(piece.choice, text, events, end)
 
     def _raise_for(self, finished: Finished) -> None:
-        if finished.reason is FinishReason.DEADLINE:
+        reason = finished.reason
+        if reason is FinishReason.DEADLINE:
             raise DeadlineExceeded("the deadline passed")
-        if finished.reason is FinishReason.CANCELLED:
+        if reason is FinishReason.REFUSED:
+            raise Overloaded(finished.message, finished.retry_after_s)
+        if reason is FinishReason.CANCELLED:
             raise EngineUnavailable("the server ended the request")
-        if finished.reason is FinishReason.LOST and self._count == 0:
+        if reason is FinishReason.LOST and not any(choice.count for choice in self._choices):
             raise EngineUnavailable(finished.message)
-        if finished.reason in (FinishReason.ERROR, FinishReason.LOST):
+        if reason in (FinishReason.ERROR, FinishReason.LOST):
             raise GenerationFailed(finished.message)
 
-    def _end(self, finished: Finished) -> End:
+    def _end(self, choice: TextChoice, finished: Finished) -> End:
+        matched = choice.matched
         return End(
-            reason=FinishReason.STOP if self._matched is not None else finished.reason,
-            stop=self._matched,
-            stop_token_id=finished.stop_token_id,
-            completion_tokens=self._count,
+            reason=FinishReason.STOP if matched is not None else finished.reason,
+            stop=matched,
+            stop_token_id=None if matched is not None else finished.stop_token_id,
+            completion_tokens=choice.count,
+            cached_tokens=finished.cached,
             preemptions=finished.preemptions,
+            recomputed_tokens=finished.recomputed,
             arrival=self._request.arrival,
             tokenized=self._tokenized,
             scheduled=finished.scheduled_at,

@@ -19,8 +19,8 @@ class Chat:
 class GenerationRequest:
     """None means: as the model's generation_config says, else the engine's default.
 
-    ``deadline`` is a time of ``time.monotonic``; ``max_duration`` counts from arrival, in
-    seconds.
+    ``deadline`` is a time of ``time.monotonic``; ``max_duration`` and ``queue_timeout``
+    count from arrival, in seconds.
     """
 
     id: str
@@ -29,6 +29,7 @@ class GenerationRequest:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    n: int = 1
     max_tokens: int | None = None
     max_duration: float | None = None
     stop: tuple[str, ...] | None = None
@@ -36,4 +37,8 @@ class GenerationRequest:
     include_stop: bool = False
     ignore_eos: bool = False
     deadline: float | None = None
+    priority: int = 0
+    queue_timeout: float | None = None
+    cache_salt: str = ""
+    bypass_cache: bool = False
     coalescing: Coalescing = field(default_factory=Coalescing)

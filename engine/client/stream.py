@@ -1,9 +1,9 @@
 """The events of one request, gathered until somebody asks for them."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from engine.types import Finished
+from engine.types import Finished, TokenEvent, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,47 +20,79 @@ class Coalescing:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The next tokens, and the terminal event once all tokens before it are out."""
+    """The next tokens of a choice, and its terminal event once all tokens before are out."""
 
-    tokens: list[int]
+    tokens: list[TokenEvent]
     finished: Finished | None
+    choice: int = 0
+
+
+@dataclass(slots=True)
+class _Choice:
+    tokens: list[TokenEvent] = field(default_factory=list)
+    finished: Finished | None = None
+    started: bool = False
+    delivered: bool = False  # the terminal event is out
+
+    @property
+    def pending(self) -> bool:
+        return bool(self.tokens) or (self.finished is not None and not self.delivered)
 
 
 class TokenStream:
     """Bounded by the request's own max_tokens: a slow reader finds more at once."""
 
-    def __init__(self) -> None:
-        self._tokens: list[int] = []
-        self._finished: Finished | None = None
+    def __init__(self, choices: int = 1) -> None:
+        self.choices = choices
+        self.prompt: list[TokenLogprobs] = []
+        self._choices = [_Choice() for _ in range(choices)]
         self._arrived = asyncio.Event()
-        self._started = False
 
-    def put_token(self, token: int) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether every choice has had its terminal event."""
+        return all(choice.finished is not None for choice in self._choices)
+
+    def put_prompt(self, tokens: list[TokenLogprobs]) -> None:
+        """Adds log-probabilities of the prompt; they come before its first token."""
+        self.prompt += tokens
+
+    def put_token(self, event: TokenEvent) -> None:
         """Adds a token."""
-        self._tokens.append(token)
+        self._choices[event.choice].tokens.append(event)
         self._arrived.set()
 
     def put_finished(self, finished: Finished) -> None:
-        """Adds the terminal event. The first one counts."""
-        self._finished = self._finished or finished
+        """Adds a choice's terminal event. The first one counts."""
+        choice = self._choices[finished.choice]
+        choice.finished = choice.finished or finished
         self._arrived.set()
 
     async def next(self, coalescing: Coalescing) -> Slice:
-        """Waits for at least one event. The very first token never waits for others."""
-        while not self._tokens and self._finished is None:
+        """Waits for at least one event. A choice's first token never waits for others."""
+        while (index := self._pending()) is None:
             self._arrived.clear()
             await self._arrived.wait()
-        if self._started and coalescing.max_delay > 0:
-            await self._gather(coalescing)
-        self._started = True
-        tokens = self._tokens[: coalescing.max_tokens]
-        self._tokens = self._tokens[coalescing.max_tokens :]
-        return Slice(tokens, None if self._tokens else self._finished)
+        choice = self._choices[index]
+        if choice.started and coalescing.max_delay > 0:
+            await self._gather(choice, coalescing)
+        choice.started = True
+        tokens = choice.tokens[: coalescing.max_tokens]
+        choice.tokens = choice.tokens[coalescing.max_tokens :]
+        if choice.tokens or choice.finished is None:
+            return Slice(tokens, None, index)
+        choice.delivered = True
+        return Slice(tokens, choice.finished, index)
 
-    async def _gather(self, coalescing: Coalescing) -> None:
+    def _pending(self) -> int | None:
+        pending = [i for i, choice in enumerate(self._choices) if choice.pending]
+        # The one with most waits longest; of equals the first.
+        return max(pending, key=lambda i: len(self._choices[i].tokens), default=None)
+
+    async def _gather(self, choice: _Choice, coalescing: Coalescing) -> None:
         try:
             async with asyncio.timeout(coalescing.max_delay):
-                while len(self._tokens) < coalescing.max_tokens and self._finished is None:
+                while len(choice.tokens) < coalescing.max_tokens and choice.finished is None:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:

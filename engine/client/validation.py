@@ -9,6 +9,8 @@ from engine.errors import InvalidRequest
 from engine.types import ModelReport, SamplingParams, StoppingParams
 
 MAX_STOPS = 16
+MAX_CHOICES = 16
+MAX_PRIORITY = 1000
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 128
 MAX_SEED = (1 << 64) - 1
@@ -37,6 +39,9 @@ def check(request: GenerationRequest, limits: Limits) -> None:
     _within("sampling.seed", request.seed, 0, MAX_SEED)
     _within("stopping.max_tokens", request.max_tokens, 1, limits.max_sequence_tokens)
     _within("stopping.max_duration", request.max_duration, 1e-3, 86400.0)
+    _within("sampling.n", request.n, 1, MAX_CHOICES)
+    _within("scheduling.priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    _within("scheduling.queue_timeout", request.queue_timeout, 1e-3, 86400.0)
     stops = request.stop or ()
     if len(stops) > MAX_STOPS:
         raise InvalidRequest("stopping.stop", f"at most {MAX_STOPS} stop strings")
