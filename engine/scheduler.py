@@ -12,6 +12,7 @@ import bisect
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
+from engine.deadlines import expiry
 from engine.errors import InvalidRequest
 from engine.speed import StepSpeed
 from engine.types import (
@@ -167,13 +168,7 @@ class Scheduler:
             return
         before = [s for s in self._waiting if s.order < sequence.order] + self._running
         prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1)
-        # Less than that it cannot generate; how soon an end token comes nobody knows.
-        least = request.stopping.max_tokens if not request.stopping.eos_token_ids else 1
-        if request.stopping.stop_token_ids:
-            least = 1
-        needed = self._speed.seconds_until(
-            prompt_tokens + len(request.prompt), max(least, request.stopping.min_tokens)
-        )
+        needed = self._speed.seconds_needed(request, prompt_tokens)
         if now + needed > deadline:
             message = f"needs {needed:.2f} s at the speed measured, more than its deadline leaves"
             self._refused += [
@@ -193,14 +188,9 @@ class Scheduler:
     def _end_expired(self, now: float) -> list[Finished]:
         ended = []
         for sequence in [s for group in self._sequences.values() for s in group]:
-            stopping, queue = sequence.request.stopping, sequence.request.queue_deadline
-            if stopping.deadline is not None and now >= stopping.deadline:
-                ended.append(self._finish(sequence, FinishReason.DEADLINE, now))
-            elif stopping.time_limit is not None and now >= stopping.time_limit:
-                ended.append(self._finish(sequence, FinishReason.TIME_LIMIT, now))
-            elif queue is not None and now >= queue and sequence.scheduled_at is None:
-                message = "queue_timeout passed before the request could run"
-                ended.append(self._finish(sequence, FinishReason.REFUSED, now, message=message))
+            if (expired := expiry(sequence, now)) is not None:
+                reason, message = expired
+                ended.append(self._finish(sequence, reason, now, message=message))
         return ended
 
     def _make_way(self) -> None:

@@ -1,5 +1,7 @@
 """Measured speeds of steps, and what they say about times to come. No clock of its own."""
 
+from engine.types import Request
+
 _WEIGHT = 0.2  # of the newest step in the moving averages
 _ENOUGH_PROMPT_TOKENS = 32
 
@@ -28,9 +30,17 @@ class StepSpeed:
             return None
         return max(0, int((seconds - (self.decode_s or 0.0)) / self.prompt_token_s))
 
-    def seconds_until(self, prompt_tokens: int, decode_steps: int) -> float:
-        """A time that is needed at least; 0 for what was not measured."""
-        return prompt_tokens * (self.prompt_token_s or 0.0) + decode_steps * (self.decode_s or 0.0)
+    def seconds_needed(self, request: Request, tokens_before: int) -> float:
+        """What ``request`` takes at least, after ``tokens_before`` prompt tokens of others.
+
+        How soon an end token comes nobody knows, so that only a request without any needs all
+        its tokens. What was not measured counts as 0.
+        """
+        stopping = request.stopping
+        endless = not (stopping.eos_token_ids or stopping.stop_token_ids)
+        steps = stopping.max_tokens if endless else max(1, stopping.min_tokens)
+        prompt_s = (tokens_before + len(request.prompt)) * (self.prompt_token_s or 0.0)
+        return prompt_s + steps * (self.decode_s or 0.0)
 
 
 def _average(old: float | None, new: float) -> float:
