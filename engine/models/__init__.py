@@ -24,6 +24,7 @@ from engine.models import (
     smollm3,
     stablelm,
 )
+from engine.models.config import refuse
 from engine.models.spec import ModelSpec
 
 FAMILIES: dict[str, Callable[[dict[str, Any]], ModelSpec]] = {
@@ -60,6 +61,7 @@ def model_spec(folder: Path, config: dict[str, Any], tensors: Collection[str]) -
             f"supported: {', '.join(FAMILIES)}"
         )
     try:
+        refuse(config, per_layer_config=None)
         spec = family(config)
     except KeyError as error:
         raise ModelLoadError(f"{folder / 'config.json'} lacks {error}") from error

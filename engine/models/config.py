@@ -124,8 +124,8 @@ def windows(config: Config, default: Callable[[int], bool]) -> list[int | None]:
 
 
 def sliding_window(config: Config) -> int | None:
-    """The window of families that have one in all layers, or none."""
-    return None if config.get("sliding_window") is None else whole(config, "sliding_window")
+    """The window of families that have one in all layers, or null."""
+    return None if config["sliding_window"] is None else whole(config, "sliding_window")
 
 
 def whole(config: Config, key: str, default: int | None = None) -> int:

@@ -32,7 +32,8 @@ def gemma2(config: Config) -> ModelSpec:
     sliding = windows(config, lambda i: i % 2 == 0)
     layers = [replace(layer, rope=0, window=window) for window in sliding]
     ropes = (rope_spec(config, layer.head_dim),)
-    return model_spec(config, layers, _names(config, _NORMS), ropes, **_ends(config))
+    ends = _ends(config, config["final_logit_softcapping"])
+    return model_spec(config, layers, _names(config, _NORMS), ropes, **ends)
 
 
 def gemma3(config: Config) -> ModelSpec:
@@ -48,7 +49,8 @@ def gemma3(config: Config) -> ModelSpec:
         rope_spec(config, layer.head_dim, theta=1e6, layer_type="full_attention"),
         rope_spec(local, layer.head_dim, theta=1e4, layer_type="sliding_attention"),
     )
-    return model_spec(config, layers, _names(config, _NORMS | _QK_NORMS), ropes, **_ends(config))
+    ends = _ends(config, config.get("final_logit_softcapping"))
+    return model_spec(config, layers, _names(config, _NORMS | _QK_NORMS), ropes, **ends)
 
 
 def _layer(config: Config, **values: Any) -> LayerSpec:
@@ -68,11 +70,11 @@ def _names(config: Config, norms: dict[str, str]) -> list[LayerNames]:
     return [layer_names(i, norms, qkv_bias=bias, o_bias=bias) for i in range(count)]
 
 
-def _ends(config: Config) -> dict[str, Any]:
+def _ends(config: Config, cap: Any) -> dict[str, Any]:
     return {
         "tied_head": tied(config, default=True),
         "embedding_scale": float(config["hidden_size"]) ** 0.5,
-        "logit_cap": _number(config.get("final_logit_softcapping")),
+        "logit_cap": _number(cap),
     }
 
 

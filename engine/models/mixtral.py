@@ -9,7 +9,7 @@ from engine.models.spec import ExpertsSpec, LayerNames, Matrix, MlpNames, ModelS
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    base = mistral.spec(config)
+    base = mistral.spec({"sliding_window": None, "rope_theta": 1e6} | config)
     experts = ExpertsSpec(
         count=whole(config, "num_local_experts"),
         chosen=whole(config, "num_experts_per_tok"),

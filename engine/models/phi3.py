@@ -9,9 +9,9 @@ from engine.models.spec import LayerNames, Matrix, MlpNames, ModelSpec
 
 def spec(config: Config) -> ModelSpec:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the config makes no sense."""
-    count = whole(config, "num_hidden_layers")
+    config = {"sliding_window": None, "original_max_position_embeddings": 4096} | config
     layer = layer_spec(config, rope=0, window=sliding_window(config))
-    share = float(config.get("partial_rotary_factor", 1.0))
+    share, count = config.get("partial_rotary_factor", 1.0), whole(config, "num_hidden_layers")
     rope = rope_spec(config, layer.head_dim, share=share)
     if rope.kind not in ("default", "longrope"):
         raise ValueError(f"rope_type {rope.kind!r} is not served in this family")

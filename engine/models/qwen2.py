@@ -2,7 +2,15 @@
 
 from dataclasses import replace
 
-from engine.models.config import Config, layer_names, layer_spec, model_spec, whole, windows
+from engine.models.config import (
+    Config,
+    layer_names,
+    layer_spec,
+    model_spec,
+    sliding_window,
+    whole,
+    windows,
+)
 from engine.models.rope import rope_spec
 from engine.models.spec import ModelSpec
 
@@ -17,7 +25,7 @@ def spec(config: Config) -> ModelSpec:
 
 def qwen_windows(config: Config) -> list[int | None]:
     """Of the layers from ``max_window_layers`` on, where ``use_sliding_window`` says so."""
-    used = bool(config.get("use_sliding_window")) and config.get("sliding_window") is not None
+    used = bool(config.get("use_sliding_window")) and sliding_window(config) is not None
     first = whole(config, "max_window_layers", 28)
     found = windows(config, lambda i: used and i >= first)
     if not used and any(found):
