@@ -167,6 +167,8 @@ class Scheduler:
         if deadline is None:
             return
         before = [s for s in self._waiting if s.order < sequence.order] + self._running
+        if not before:
+            return  # an idle engine tries: so a speed that was measured badly is measured anew
         prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1)
         needed = self._speed.seconds_needed(request, prompt_tokens)
         if now + needed > deadline:
@@ -226,7 +228,7 @@ class Scheduler:
         victim.recomputed += victim.computed
         self._counts["preempted"] += 1
         self._counts["recomputed"] += victim.computed
-        victim.computed = 0
+        victim.computed = victim.registered = 0
         bisect.insort(self._waiting, victim, key=_order)
 
     def _prompt_budget(self, decodes: int) -> int:
@@ -269,6 +271,7 @@ class Scheduler:
         bisect.insort(self._running, sequence, key=_order)
         self._blocks.share(sequence.block_table, prefix)
         self._blocks.grow(sequence.block_table, len(sequence.tokens))
+        sequence.registered = len(prefix)
         sequence.computed = len(prefix) * self._blocks.block_size
         if sequence.scheduled_at is None:
             sequence.scheduled_at = now
@@ -278,10 +281,13 @@ class Scheduler:
 
     def _register_full_blocks(self, sequence: Sequence) -> None:
         full = sequence.computed // self._blocks.block_size
-        self._blocks.extend_digests(sequence.digests, sequence.tokens, sequence.request.cache_salt)
-        first = max(0, full - 1) if sequence.uncomputed == 0 else 0
-        for index in range(first, full):
-            self._blocks.register(sequence.block_table[index], sequence.digests[index])
+        if full > sequence.registered:
+            self._blocks.extend_digests(
+                sequence.digests, sequence.tokens, sequence.request.cache_salt
+            )
+            for index in range(sequence.registered, full):
+                self._blocks.register(sequence.block_table[index], sequence.digests[index])
+            sequence.registered = full
 
     def _append(
         self,

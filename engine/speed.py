@@ -3,6 +3,7 @@
 from engine.types import Request
 
 _WEIGHT = 0.2  # of the newest step in the moving averages
+_OUTLIER = 4.0
 _ENOUGH_PROMPT_TOKENS = 32
 
 
@@ -44,4 +45,5 @@ class StepSpeed:
 
 
 def _average(old: float | None, new: float) -> float:
-    return new if old is None else old + _WEIGHT * (new - old)
+    # One step that the machine held up must not count for a long time.
+    return new if old is None else old + _WEIGHT * (min(new, _OUTLIER * old) - old)

@@ -99,7 +99,8 @@ class Sequence:
     the blocks of its table.
 
     ``tokens`` is the prompt and what was generated; KV of the first ``computed`` of them
-    is in the blocks of ``block_table``, ``digests`` names the full ones. ``leader`` is the
+    is in the blocks of ``block_table``; ``digests`` names the full ones, of which the first
+    ``registered`` can be found by others. ``leader`` is the
     choice whose prompt it waits for, to share its blocks.
     """
 
@@ -110,6 +111,7 @@ class Sequence:
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    registered: int = 0
     cached: int = 0
     preemptions: int = 0
     recomputed: int = 0

@@ -41,7 +41,11 @@ class ServerProcess:
             env=self._env,
         )
         threading.Thread(target=self._read, daemon=True).start()
-        found = self.wait_for(_READY if self._wait_ready else _LISTENING)
+        try:
+            found = self.wait_for(_READY if self._wait_ready else _LISTENING)
+        except BaseException:
+            self._end()
+            raise
         self.target = f"{found[1]}:{found[2]}"
         return self
 
@@ -51,6 +55,9 @@ class ServerProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGTERM)

@@ -13,8 +13,6 @@ from venturi.v1.admin_pb2 import GetLoadRequest, GetLoadResponse
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 
-TIE_NATS = 1e-3
-
 
 async def collect(
     stub: InferenceServiceStub,
@@ -63,8 +61,8 @@ def requests(count: int, seed: int) -> list[pb.GenerateStreamRequest]:
 async def test_32_streams_with_cancels_and_deadlines(
     server: ServerProcess, pool: tuple[str, ...]
 ) -> None:
-    """Torch's kernels are not bit-equal over batch sizes, so that a tie may fall either way:
-    a differing survivor must agree up to a token that was near a tie (checked by prefix)."""
+    """Torch's kernels are not bit-equal over batch sizes, so that a near tie may fall either
+    way: one survivor may differ. tests/parity measures the ties themselves."""
     rng = random.Random(5)
     async with grpc.aio.insecure_channel(server.target) as channel:
         stub = InferenceServiceStub(channel)
@@ -88,7 +86,12 @@ async def test_32_streams_with_cancels_and_deadlines(
                 assert len(ids) == len(wanted)
                 differing += ids != wanted
             else:
-                assert code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+                # A deadline that cannot be met is refused at once.
+                assert code in (
+                    grpc.StatusCode.CANCELLED,
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                )
         assert survivors >= 16
         print(f"{survivors} survivors, {differing} with a tie")
         assert differing <= 1
@@ -98,29 +101,31 @@ async def test_32_streams_with_cancels_and_deadlines(
 
 
 async def test_a_cancel_frees_the_blocks_within_a_step(server: ServerProcess) -> None:
+    """Seen by the tokens: no more than a few are generated after the cancel."""
     request = pb.GenerateStreamRequest(
         text="User: hello", stopping=pb.Stopping(max_tokens=110, ignore_eos=True)
     )
     async with grpc.aio.insecure_channel(server.target) as channel:
+        admin = AdminServiceStub(channel)
+        before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total
         call = InferenceServiceStub(channel).GenerateStream(request)
         await call.read()
-        assert (await AdminServiceStub(channel).GetLoad(GetLoadRequest())).running == 1
         call.cancel()
-        begin = time.monotonic()
         load = await load_when_idle(channel)
         assert (load.running, load.kv_blocks_used) == (0, 0)
-        assert time.monotonic() - begin < 1.0
+        assert load.completion_tokens_total - before < 60
 
 
 async def test_a_deadline_frees_the_blocks(server: ServerProcess) -> None:
-    request = pb.GenerateStreamRequest(
-        text="User: hello", stopping=pb.Stopping(max_tokens=115, ignore_eos=True)
-    )
+    request = pb.GenerateStreamRequest(text="User: hello", stopping=pb.Stopping(max_tokens=115))
     async with grpc.aio.insecure_channel(server.target) as channel:
-        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.02)
+        admin = AdminServiceStub(channel)
+        before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total
+        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.05)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         load = await load_when_idle(channel)
         assert load.kv_blocks_used == 0
+        assert load.completion_tokens_total - before < 115
 
 
 async def test_a_storm_of_cancels_and_tiny_deadlines_leaks_nothing(server: ServerProcess) -> None:

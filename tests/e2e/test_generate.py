@@ -170,4 +170,32 @@ def test_the_sdk_streams_from_a_real_server(server: ServerProcess) -> None:
 def test_everything_is_free_when_idle(channel: grpc.Channel) -> None:
     load = AdminServiceStub(channel).GetLoad(GetLoadRequest())
     assert (load.queued, load.running, load.kv_blocks_used) == (0, 0, 0)
-    assert load.completion_tokens_total > 0
+    assert load.kv_blocks_free + load.kv_blocks_cached in (8, 2048)
+
+
+def test_a_second_request_with_the_same_beginning_finds_it_cached(channel: grpc.Channel) -> None:
+    """And gives the same text; another salt, or a bypass, finds nothing."""
+    text = PROMPT + " It should serve vegetarian food, not be too expensive, and be open late."
+    first, second = stream(channel, text=text), stream(channel, text=text)
+    assert second[0].prompt_info.cached_tokens == second[-1].summary.usage.cached_tokens == 32
+    assert text_of(first) == text_of(second)
+    for cache in (pb.CacheOptions(salt="other"), pb.CacheOptions(bypass_prefix_cache=True)):
+        third = stream(channel, text=text, cache=cache)
+        assert third[0].prompt_info.cached_tokens == 0
+        assert text_of(third) == text_of(first)
+
+
+def test_several_choices_come_in_one_stream(channel: grpc.Channel) -> None:
+    sampling = pb.Sampling(n=3, temperature=1.0, seed=3)
+    messages = stream(channel, sampling=sampling)
+    texts = ["", "", ""]
+    for message in messages:
+        for chunk in message.chunks:
+            texts[chunk.index] += chunk.text_delta
+    assert sorted(f.index for m in messages for f in m.finishes) == [0, 1, 2]
+    assert [m.HasField("summary") for m in messages].count(True) == 1
+    assert messages[-1].summary.usage.completion_tokens == 72
+    unary = InferenceServiceStub(channel).Generate(
+        pb.GenerateRequest(text=PROMPT, sampling=sampling, stopping=pb.Stopping(max_tokens=24))
+    )
+    assert [choice.text for choice in unary.choices] == texts
