@@ -1,5 +1,6 @@
 """The engine's configuration: one frozen dataclass for each part that owns it."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +34,8 @@ class SchedulerConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.max_sequences <= self.token_budget:
             raise ValueError("need 1 <= max_sequences <= token_budget")
+        if not 0 < self.max_gap_s < math.inf:
+            raise ValueError(f"max_gap_s must be positive and finite, not {self.max_gap_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ class StepSpeed:
     def __init__(self) -> None:
         self.decode_s: float | None = None
         self.prompt_token_s: float | None = None
+        self._last_prompt_token_s = 0.0
 
     def __repr__(self) -> str:
         return f"<StepSpeed decode {self.decode_s} s, prompt token {self.prompt_token_s} s>"
@@ -22,14 +23,17 @@ class StepSpeed:
         if prompt_tokens == 0:
             self.decode_s = _average(self.decode_s, seconds)
         elif prompt_tokens >= _ENOUGH_PROMPT_TOKENS:
-            rest = max(0.0, seconds - (self.decode_s or 0.0))
-            self.prompt_token_s = _average(self.prompt_token_s, rest / prompt_tokens)
+            per_token = max(0.0, seconds - (self.decode_s or 0.0)) / prompt_tokens
+            self.prompt_token_s = _average(self.prompt_token_s, per_token)
+            self._last_prompt_token_s = per_token
 
     def prompt_tokens_within(self, seconds: float) -> int | None:
         """Prompt tokens that a step may take beside its decodes; None where not measured."""
-        if not self.prompt_token_s:
+        # Later chunks of a prompt attend to more and are slower: the last one tells it first.
+        slowest = max(self.prompt_token_s or 0.0, self._last_prompt_token_s)
+        if slowest == 0.0:
             return None
-        return max(0, int((seconds - (self.decode_s or 0.0)) / self.prompt_token_s))
+        return max(0, int((seconds - (self.decode_s or 0.0)) / slowest))
 
     def seconds_needed(self, request: Request, tokens_before: int) -> float:
         """What ``request`` takes at least, after ``tokens_before`` prompt tokens of others.
