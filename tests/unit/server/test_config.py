@@ -1,0 +1,84 @@
+"""Settings: flags before environment before file before defaults, and nothing unknown."""
+
+from pathlib import Path
+
+import pytest
+
+from server.config import DEFAULT_PORT, EMBEDDED_MODEL, ConfigError, load_config, parse_size
+
+
+def test_flags_come_before_environment_before_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 1\nhost: file\nmax_requests: 3\n")
+    monkeypatch.setenv("VENTURI_PORT", "2")
+    monkeypatch.setenv("VENTURI_HOST", "environment")
+    config = load_config({"port": 4}, file)
+    assert (config.port, config.host, config.max_requests) == (4, "environment", 3)
+
+
+def test_the_default_is_the_embedded_model_as_int8_on_this_machine_only() -> None:
+    config = load_config({}, None)
+    assert (config.model, config.recipe, config.host) == (EMBEDDED_MODEL, "w8a8", "127.0.0.1")
+    assert (config.served_name, config.variant) == ("venturi-mini", "w8a8")
+    assert config.serves_reflection
+
+
+def test_reflection_is_off_for_other_models_unless_asked_for(tmp_path: Path) -> None:
+    assert not load_config({"model": tmp_path}, None).serves_reflection
+    assert load_config({"model": tmp_path, "reflection": True}, None).serves_reflection
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1024", 1024), ("1k", 1000), ("1KiB", 1024), ("1.5 GiB", 3 << 29), ("500MB", 500_000_000)],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"kv_memory": "much"}, "--kv-memory"),
+        ({"port": 70000}, "--port"),
+        ({"max_sequences": 9, "token_budget": 8}, "--token-budget"),
+        ({"kv_dtype": "fp8"}, "--kv-dtype"),
+        ({"drain_timeout": -1}, "--drain-timeout"),
+        ({"threads": 100_000}, "--threads"),
+    ],
+)
+def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(flags, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("drain_timout: 3\n")
+    with pytest.raises(ConfigError, match="did you mean drain_timeout"):
+        load_config({}, file)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VENTURI_MAX_REQEUSTS", "3")
+    with pytest.raises(ConfigError, match="did you mean VENTURI_MAX_REQUESTS"):
+        load_config({}, None)
+
+
+def test_the_variables_of_a_kubernetes_service_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VENTURI_PORT", "tcp://10.0.0.1:50051")
+    monkeypatch.setenv("VENTURI_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("VENTURI_PORT_50051_TCP_ADDR", "10.0.0.1")
+    assert load_config({}, None).port == DEFAULT_PORT
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "port: [", "\tport: 3"])
+def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config({}, file)
+    assert "\n" not in str(caught.value)
