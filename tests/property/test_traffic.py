@@ -1,10 +1,11 @@
-"""Random traffic through the core, against an oracle that knows every request's tokens.
+"""Random traffic through the core, against an oracle that knows every choice's tokens.
 
 The runner keeps a paper KV cache and computes from what the block tables lead to, so that a
-block lost, shared or left stale shows as a wrong token.
+block lost, shared wrongly, revived with other contents or left stale shows as a wrong token.
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,84 +14,138 @@ from engine.config import SchedulerConfig
 from engine.core import EngineCore
 from engine.testing import ArithmeticRunner
 from engine.types import (
+    Finished,
     FinishReason,
     Request,
     SamplingParams,
     ScheduledBatch,
+    Sequence,
     StepOutput,
+    StepResult,
     StoppingParams,
 )
 
-STEPS = 260
+STEPS = 600
+SEEDS = 3
+MOST_OPEN = 40
+
+# A choice of a request.
+Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """A pool, a step's bounds, and how much comes: requests a step, and shares of them."""
+    """A pool, a step's bounds and time, and what comes: requests a step, and shares of them."""
 
-    blocks: int
-    block_size: int
-    max_sequences: int
-    token_budget: int
-    load: float
+    blocks: int = 8
+    block_size: int = 4
+    max_sequences: int = 4
+    token_budget: int = 8
+    max_gap_s: float = 0.1
+    decode_s: float = 0.0
+    prompt_token_s: float = 0.0
+    load: float = 0.5
     cancels: float = 0.15
-    limits: float = 0.15
+    limits: float = 0.3
     faults: float = 0.0
+    several: float = 0.25
+    families: int = 3
+    priorities: int = 3
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """KV of a position: it depends on the token, and on all KV before it."""
+
+    token: int
+    before: int
+    salt: str
 
 
 class PaperRunner(ArithmeticRunner):
     """Reads the tokens before the next one from its cache, not from the sequence."""
 
-    def __init__(self, traffic: Traffic, draw: random.Random) -> None:
+    def __init__(self, traffic: Traffic, draw: random.Random, clock: Clock) -> None:
         super().__init__(traffic.blocks, traffic.block_size, context_length=64)
         self._traffic = traffic
         self._draw = draw
-        self._cache: dict[int, int] = {}
-        self.failed: set[str] = set()
-        self.problem: AssertionError | None = None
+        self._clock = clock
+        self._cache: dict[int, Paper] = {}
+        self._last: dict[Sequence, int] = {}
+        self.failed: set[Key] = set()
+        self.seen: Counter[str] = Counter()
+        self.problem: Exception | None = None
+        self.ran = 0
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
-        self.steps.append(batch)
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        self.ran += 1
+        lengths = [item.length for item in batch.items]
+        prompt_tokens = sum(n for n in lengths if n > 1)
+        self._clock.now += self._traffic.decode_s + prompt_tokens * self._traffic.prompt_token_s
+        fails = self._draw.random() < self._traffic.faults / 2
         try:
             self._check(batch)
-        except AssertionError as error:  # the core would take it for a failed step
+            tokens = [self._compute(item.sequence, item.length) for item in batch.items]
+        except (AssertionError, LookupError) as error:  # the core takes it for a failed step
             self.problem = error
             raise
-        ids = [item.sequence.id for item in batch.items]
-        if self._draw.random() < self._traffic.faults / 2:
-            self.failed |= set(ids)
+        keys = [(item.sequence.id, item.sequence.choice) for item in batch.items]
+        if fails:
+            self.failed |= set(keys)
             raise RuntimeError("a step that fails")
-        tokens = []
-        for item in batch.items:
-            sequence, end = item.sequence, item.sequence.computed + item.length
-            for position in range(sequence.computed, end):
-                slot = self._slot(sequence.block_table, position)
-                self._cache[slot] = sequence.tokens[position]
-            cached = [self._cache[self._slot(sequence.block_table, p)] for p in range(end)]
-            tokens.append(self.next_token(cached) if item.samples else 0)
         if self._draw.random() < self._traffic.faults / 2:
-            broken = self._draw.randrange(len(ids))
+            broken = self._draw.randrange(len(keys))
             if batch.items[broken].samples:
-                self.failed.add(ids[broken])
+                self.failed.add(keys[broken])
                 tokens[broken] = -1
-        return tokens
+        return StepResult(tokens)
+
+    def _compute(self, sequence: Sequence, length: int) -> int:
+        """Fills the slots of the next ``length`` tokens; what follows all that are there."""
+        end, salt = sequence.computed + length, sequence.request.cache_salt
+        before, seen = 0, []
+        for position in range(end):
+            slot = self._slot(sequence.block_table, position)
+            wanted = Paper(sequence.tokens[position], before, salt)
+            if position >= sequence.computed:
+                self._cache[slot] = wanted
+            assert self._cache[slot] == wanted, f"position {position} of {sequence.id}"
+            before = hash(wanted)
+            seen.append(self._cache[slot].token)
+        return self.next_token(seen) if end == len(sequence.tokens) else 0
 
     def _slot(self, table: list[int], position: int) -> int:
         return table[position // self.block_size] * self.block_size + position % self.block_size
 
     def _check(self, batch: ScheduledBatch) -> None:
-        ids = [item.sequence.id for item in batch.items]
-        blocks = [block for item in batch.items for block in item.sequence.block_table]
-        assert len(set(ids)) == len(ids) <= self._traffic.max_sequences
-        assert len(set(blocks)) == len(blocks)
-        assert all(0 <= block < self.num_blocks for block in blocks)
+        keys = [(item.sequence.id, item.sequence.choice) for item in batch.items]
+        assert len(set(keys)) == len(keys) <= self._traffic.max_sequences
         assert sum(item.length for item in batch.items) <= self._traffic.token_budget
         assert all(item.length >= 1 for item in batch.items)
-        decoding = [
-            s.generated > 0 and s.uncomputed == 1 for s in (i.sequence for i in batch.items)
-        ]
-        chunks = [item.sequence.uncomputed > 1 for item in batch.items]
-        assert not any(chunks[n] and any(decoding[n:]) for n in range(len(chunks)))
+        tables = [item.sequence.block_table for item in batch.items]
+        assert all(0 <= block < self.num_blocks for table in tables for block in table)
+        for index, item in enumerate(batch.items):
+            first = item.sequence.computed // self.block_size
+            own = set(tables[index][first:])
+            others = {b for other, table in enumerate(tables) if other != index for b in table}
+            assert not own & others, "a block is written that others read"
+            self.seen["shared"] += bool(set(tables[index]) & others)
+            self.seen["chunks"] += not item.samples
+        # Those that go on decoding come first; what is admitted again may have one token too.
+        sequences = [item.sequence for item in batch.items]
+        decoding = [s.uncomputed == 1 and self._last.get(s) == s.preemptions for s in sequences]
+        assert decoding == sorted(decoding, reverse=True)
+        for sequence in sequences:
+            back = sequence.preemptions > self._last.get(sequence, 0) and sequence.computed > 0
+            self.seen["found again"] += back
+        self._last = {sequence: sequence.preemptions for sequence in sequences}
 
 
 @dataclass(slots=True)
@@ -99,42 +154,59 @@ class Oracle:
 
     runner: PaperRunner
     requests: dict[str, Request] = field(default_factory=dict)
-    tokens: dict[str, list[int]] = field(default_factory=dict)
-    reasons: dict[str, FinishReason] = field(default_factory=dict)
-    cancelled: set[str] = field(default_factory=set)
+    tokens: dict[Key, list[int]] = field(default_factory=dict)
+    cached: dict[Key, int] = field(default_factory=dict)
+    ends: dict[Key, Finished] = field(default_factory=dict)
+    cancelled: set[Key] = field(default_factory=set)
 
-    def open(self) -> list[str]:
-        return [name for name in self.requests if name not in self.reasons]
+    def add(self, request: Request) -> None:
+        self.requests[request.id] = request
+        for choice in range(request.choices):
+            self.tokens[request.id, choice] = []
+
+    def open(self) -> list[Key]:
+        return [key for key in self.tokens if key not in self.ends]
 
     def take(self, output: StepOutput, now: float) -> None:
         for event in output.tokens:
-            assert event.id not in self.reasons, "a token after the end"
-            self.tokens[event.id].append(event.token)
+            key = (event.id, event.choice)
+            assert key not in self.ends, "a token after the end"
+            if self.tokens[key]:
+                assert event.cached == 0, "told once, with the first token"
+            else:
+                self.cached[key] = event.cached
+            self.tokens[key].append(event.token)
         for finished in output.finished:
-            assert finished.id in self.requests
-            assert finished.id not in self.reasons, "two ends"
-            self.reasons[finished.id] = finished.reason
-            self._check(finished.id, now)
+            key = (finished.id, finished.choice)
+            assert key in self.tokens
+            assert key not in self.ends, "two ends"
+            self.ends[key] = finished
+            self._check_tokens(key)
+            self._check_reason(key, now)
+            self._check_counts(key)
 
-    def _check(self, name: str, now: float) -> None:
-        stopping = self.requests[name].stopping
-        found, reason = self.tokens[name], self.reasons[name]
-        whole = self.runner.expected(self.requests[name].prompt, stopping.max_tokens)
+    def _check_tokens(self, key: Key) -> None:
+        request, found, reason = self.requests[key[0]], self.tokens[key], self.ends[key].reason
+        stopping = request.stopping
+        whole = self.runner.expected(request.prompt, stopping.max_tokens)
         ends = {*stopping.stop_token_ids, *stopping.eos_token_ids}
         natural = next((n for n, token in enumerate(whole, 1) if token in ends), len(whole))
         assert found == whole[: len(found)]
         assert len(found) <= natural
-        match reason:
-            case FinishReason.LENGTH:
-                assert (found, natural) == (whole, stopping.max_tokens)
-            case FinishReason.EOS:
-                assert len(found) == natural
-                assert found[-1] in stopping.eos_token_ids
-            case FinishReason.STOP:
-                assert len(found) == natural
-                assert found[-1] in stopping.stop_token_ids
+        if reason is FinishReason.LENGTH:
+            assert (found, natural) == (whole, stopping.max_tokens)
+        elif reason in (FinishReason.EOS, FinishReason.STOP):
+            assert len(found) == natural
+            eos = found[-1] in stopping.eos_token_ids
+            assert eos == (reason is FinishReason.EOS)
+            assert self.ends[key].stop_token_id == found[-1]
+
+    def _check_reason(self, key: Key, now: float) -> None:
+        request, finished = self.requests[key[0]], self.ends[key]
+        stopping, queue = request.stopping, request.queue_deadline
+        match finished.reason:
             case FinishReason.CANCELLED:
-                assert name in self.cancelled
+                assert key in self.cancelled
             case FinishReason.DEADLINE:
                 assert stopping.deadline is not None
                 assert now >= stopping.deadline
@@ -142,111 +214,194 @@ class Oracle:
                 assert stopping.time_limit is not None
                 assert now >= stopping.time_limit
             case FinishReason.ERROR:
-                assert name in self.runner.failed
+                assert key in self.runner.failed
+            case FinishReason.REFUSED:
+                hopeless = "speed" in finished.message
+                assert stopping.deadline is not None if hopeless else queue is not None
+                assert hopeless or (queue is not None and now >= queue)
+                assert finished.scheduled_at is None
+                assert not self.tokens[key]
+            case reason:
+                assert reason in (FinishReason.LENGTH, FinishReason.EOS, FinishReason.STOP)
+
+    def _check_counts(self, key: Key) -> None:
+        request, finished = self.requests[key[0]], self.ends[key]
+        assert finished.cached == self.cached.get(key, finished.cached)
+        assert finished.cached % self.runner.block_size == 0
+        assert finished.cached < len(request.prompt), "one token at least is computed"
+        if request.sampling.prompt_logprobs is not None:
+            assert finished.cached == 0
+        assert bool(finished.recomputed) <= bool(finished.preemptions)
 
 
-def make_request(
-    number: int, now: float, most: int, traffic: Traffic, draw: random.Random
-) -> Request:
-    """Mostly short, sometimes as long as the pool allows."""
-    room = most if draw.random() < 0.2 else min(most, 12)
-    prompt = draw.randint(1, max(1, room - 1))
-    limits: dict[str, float] = {}
-    if draw.random() < traffic.limits:
-        limits[draw.choice(["deadline", "time_limit"])] = now + draw.randint(0, 20)
-    return Request(
-        id=str(number),
-        prompt=[draw.randint(1, 96) for _ in range(prompt)],
-        sampling=SamplingParams(),
-        stopping=StoppingParams(
-            max_tokens=draw.randint(1, room - prompt) if room > prompt else 1,
-            stop_token_ids=tuple(draw.sample(range(1, 97), draw.choice([0, 0, 2]))),
-            eos_token_ids=tuple(draw.sample(range(1, 97), draw.choice([0, 0, 2]))),
-            **limits,
-        ),
-        arrival=now + draw.random() / 2,
-    )
+class Source:
+    """Requests: mostly short, sometimes as long as the pool allows; many begin alike."""
+
+    def __init__(self, traffic: Traffic, most: int, draw: random.Random) -> None:
+        self._traffic, self._most, self._draw = traffic, most, draw
+        self._families = [self._tokens(most) for _ in range(traffic.families)]
+        self._count = 0
+
+    def make(self, now: float) -> Request:
+        draw = self._draw
+        room = self._most if draw.random() < 0.2 else min(self._most, 16)
+        length = draw.randint(1, max(1, room - 1))
+        shared = draw.choice([0, length, draw.randint(0, length)]) if self._families else 0
+        family = draw.choice(self._families) if self._families else []
+        self._count += 1
+        return Request(
+            id=str(self._count),
+            prompt=family[:shared] + self._tokens(length - shared),
+            sampling=SamplingParams(prompt_logprobs=0 if draw.random() < 0.1 else None),
+            stopping=StoppingParams(
+                max_tokens=draw.randint(1, room - length) if room > length else 1,
+                stop_token_ids=self._ends(),
+                eos_token_ids=self._ends(),
+                deadline=self._limit(now),
+                time_limit=self._limit(now),
+            ),
+            arrival=now + draw.random() / 2,
+            choices=draw.randint(2, 4) if draw.random() < self._traffic.several else 1,
+            priority=draw.randrange(self._traffic.priorities),
+            queue_deadline=self._limit(now),
+            cache_salt=draw.choice(["", "", "mine"]),
+        )
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self._draw.randint(1, 96) for _ in range(count)]
+
+    def _ends(self) -> tuple[int, ...]:
+        return tuple(self._draw.sample(range(1, 97), self._draw.choice([0, 0, 9])))
+
+    def _limit(self, now: float) -> float | None:
+        if self._draw.random() >= self._traffic.limits / 3:
+            return None
+        return now + self._draw.choice([0, 5, 20, 1000])
 
 
-SMALL = Traffic(blocks=8, block_size=4, max_sequences=4, token_budget=8, load=0.5)
+class Simulation:
+    """A core under traffic; each step is checked against the oracle."""
+
+    def __init__(self, traffic: Traffic, seed: str) -> None:
+        self.traffic, self.draw, self.clock = traffic, random.Random(seed), Clock()
+        self.runner = PaperRunner(traffic, self.draw, self.clock)
+        self.oracle = Oracle(self.runner)
+        config = SchedulerConfig(
+            max_sequences=traffic.max_sequences,
+            token_budget=traffic.token_budget,
+            max_gap_s=traffic.max_gap_s,
+        )
+        self.core = EngineCore(self.runner, config, self.clock)
+        self.source = Source(traffic, self.core.report().max_sequence_tokens, self.draw)
+        self.steps = 0
+
+    def come_and_go(self) -> None:
+        """New requests; some leave, whole or with one of their choices."""
+        traffic, draw, oracle = self.traffic, self.draw, self.oracle
+        while draw.random() < traffic.load / (1 + traffic.load) and len(oracle.open()) < MOST_OPEN:
+            request = self.source.make(self.clock.now)
+            oracle.add(request)
+            self.core.submit(request)
+        if oracle.open() and draw.random() < traffic.cancels:
+            name, choice = draw.choice(oracle.open())
+            if draw.random() < 0.5:
+                oracle.cancelled |= {key for key in oracle.open() if key[0] == name}
+                self.core.cancel(name)
+            else:
+                oracle.cancelled.add((name, choice))
+                self.core.cancel(name, choice)
+
+    def step(self) -> None:
+        self.clock.now += 1.0
+        self.steps += 1
+        ran, busy = self.runner.ran, self.core.has_work
+        output = self.core.step()
+        if self.runner.problem is not None:
+            raise self.runner.problem
+        assert bool(output.finished) or self.runner.ran > ran or not busy, "a step for nothing"
+        self.oracle.take(output, self.clock.now)
+        self.core._scheduler.check_invariants()
+        stats = self.core.stats()
+        assert stats.queued + stats.running == len(self.oracle.open())
+        assert stats.blocks_used + stats.blocks_free + stats.blocks_cached == self.traffic.blocks
+
+    def drain(self) -> None:
+        """Nobody starves: what is left takes no more steps than if it ran one after the other,
+        each token in a step of its own, and each preempted sequence once again."""
+        requests = self.oracle.requests
+        patience = 2 * sum(
+            len(requests[name].prompt) + requests[name].stopping.max_tokens
+            for name, _ in self.oracle.open()
+        )
+        for _ in range(patience):
+            if not self.core.has_work:
+                break
+            self.step()
+        assert not self.oracle.open()
+
+
 TRAFFIC = {
-    "small": SMALL,
-    "crowded": Traffic(blocks=8, block_size=4, max_sequences=8, token_budget=8, load=2.0),
-    "one at a time": Traffic(blocks=8, block_size=4, max_sequences=1, token_budget=1, load=0.1),
+    "small": Traffic(),
+    "crowded": Traffic(max_sequences=8, load=2.0),
+    "one at a time": Traffic(max_sequences=1, token_budget=1, load=0.1),
     "tokens as blocks": Traffic(blocks=32, block_size=1, max_sequences=6, token_budget=7, load=0.8),
-    "roomy": Traffic(blocks=64, block_size=4, max_sequences=16, token_budget=64, load=2.0),
+    "roomy": Traffic(blocks=64, max_sequences=16, token_budget=64, load=2.0),
     "uneven": Traffic(blocks=11, block_size=3, max_sequences=5, token_budget=32, load=0.8),
-    "faulty": Traffic(
-        blocks=8, block_size=4, max_sequences=4, token_budget=16, load=0.8, faults=0.2
-    ),
-    "nobody gives up": Traffic(
-        blocks=8, block_size=4, max_sequences=8, token_budget=32, load=0.6, cancels=0, limits=0
+    "faulty": Traffic(token_budget=16, load=0.8, faults=0.2),
+    "nobody gives up": Traffic(max_sequences=8, token_budget=32, load=0.6, cancels=0, limits=0),
+    "all alike": Traffic(max_sequences=8, token_budget=16, families=1, several=0.6),
+    "all different": Traffic(max_sequences=6, token_budget=16, families=0, several=0, load=0.8),
+    "in a hurry": Traffic(
+        blocks=32,
+        max_sequences=8,
+        token_budget=64,
+        max_gap_s=1.0,
+        decode_s=0.5,
+        prompt_token_s=0.05,
+        load=0.8,
+        limits=0.9,
     ),
 }
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("name", TRAFFIC)
-def test_every_request_gets_its_own_tokens_and_one_end(name: str, seed: int) -> None:
-    traffic, draw = TRAFFIC[name], random.Random(f"{name} {seed}")
-    runner = PaperRunner(traffic, draw)
-    oracle = Oracle(runner)
-    now = 0.0
-    config = SchedulerConfig(max_sequences=traffic.max_sequences, token_budget=traffic.token_budget)
-    core = EngineCore(runner, config, lambda: now)
-    most = core.report().max_sequence_tokens
-
-    def step() -> None:
-        nonlocal now
-        now += 1.0
-        ran, busy = len(runner.steps), core.has_work
-        output = core.step()
-        if runner.problem is not None:
-            raise runner.problem
-        assert bool(output.finished) or len(runner.steps) > ran or not busy, "a step for nothing"
-        oracle.take(output, now)
-        core._scheduler.check_invariants()
-        stats = core.stats()
-        assert stats.queued + stats.running == len(oracle.open())
-        assert stats.blocks_used + stats.blocks_free == traffic.blocks
-
+def test_every_choice_gets_its_own_tokens_and_one_end(name: str, seed: int) -> None:
+    simulation = Simulation(TRAFFIC[name], f"{name} {seed}")
     for _ in range(STEPS):
-        while draw.random() < traffic.load / (1 + traffic.load) and len(oracle.open()) < 60:
-            request = make_request(len(oracle.requests), now, most, traffic, draw)
-            core.submit(request)
-            oracle.requests[request.id], oracle.tokens[request.id] = request, []
-        if oracle.open() and draw.random() < traffic.cancels:
-            victim = draw.choice(oracle.open())
-            oracle.cancelled.add(victim)
-            core.cancel(victim)
-        step()
-
-    # Nobody starves: what is left takes no more steps than if it ran one after the other,
-    # each token in a step of its own, and each preempted sequence once again.
-    patience = 2 * sum(
-        len(oracle.requests[left].prompt) + oracle.requests[left].stopping.max_tokens
-        for left in oracle.open()
-    )
-    for _ in range(patience):
-        if not core.has_work:
-            break
-        step()
-    assert not oracle.open()
-    assert core.stats().blocks_free == traffic.blocks
-    assert len(oracle.requests) > 10
+        simulation.come_and_go()
+        simulation.step()
+    simulation.drain()
+    stats = simulation.core.stats()
+    assert stats.blocks_used == 0
+    assert stats.blocks_free + stats.blocks_cached == TRAFFIC[name].blocks
+    assert len(simulation.oracle.requests) > 10
 
 
 def test_the_traffic_is_worth_the_name() -> None:
-    """The simulation reaches preemption, chunks and every reason; else it would prove little."""
-    traffic, draw = SMALL, random.Random(0)
-    runner = PaperRunner(traffic, draw)
-    core = EngineCore(runner, SchedulerConfig(max_sequences=4, token_budget=8), lambda: 0.0)
-    for number in range(40):
-        core.submit(make_request(number, 1e9, 32, traffic, draw))
-    reasons = set()
-    while core.has_work:
-        reasons |= {finished.reason for finished in core.step().finished}
-    chunks = [item for batch in runner.steps for item in batch.items if not item.samples]
-    assert core.stats().preemptions > 3
-    assert len(chunks) > 3
-    assert {FinishReason.LENGTH, FinishReason.EOS, FinishReason.STOP} <= reasons
+    """The simulation reaches everything that it is meant to prove; else it would prove little."""
+    ends: set[tuple[FinishReason, bool]] = set()
+    counts: Counter[str] = Counter()
+    for name in ("small", "faulty", "in a hurry"):
+        simulation = Simulation(TRAFFIC[name], f"{name} worth")
+        for _ in range(STEPS):
+            simulation.come_and_go()
+            simulation.step()
+        ends |= {(end.reason, "speed" in end.message) for end in simulation.oracle.ends.values()}
+        counts += simulation.runner.seen
+        stats = simulation.core.stats()
+        counts += Counter(
+            preempted=stats.preemptions,
+            cached=stats.cached_tokens,
+            recomputed=stats.recomputed_tokens,
+            several=sum(request.choices > 1 for request in simulation.oracle.requests.values()),
+        )
+    assert ends == {
+        *((reason, False) for reason in FinishReason if reason is not FinishReason.LOST),
+        (FinishReason.REFUSED, True),
+    }
+    assert min(counts.values()) > 20
+    assert set(counts) == {
+        *("shared", "chunks", "found again"),
+        *("preempted", "cached", "recomputed", "several"),
+    }
