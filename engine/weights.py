@@ -95,7 +95,7 @@ class WeightReader:
             scale = self.floating(f"{name}.weight_scale", *in_order(rows, 1))
             tensors = {"weight": weight, "weight_scale": scale}
             return int_quantized.unpack(tensors, transposed=matrix.transposed)
-        weight = self._checked(f"{name}.weight", weight)
+        weight = self._checked(f"{name}.weight", weight).float()
         return weight.t() if matrix.transposed else weight
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
