@@ -1,6 +1,6 @@
 """Turns a ``ScheduledBatch`` into tensors: the first ones on a request's path.
 
-Shape letters: T tokens in the batch, B sequences, P blocks of the longest sequence,
+Shape letters: T tokens in the batch, B sequences of a group, P blocks of its longest one,
 R rows whose logits are wanted.
 """
 
@@ -9,24 +9,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.types import ScheduledBatch
+from engine.types import ScheduledBatch, ScheduledSequence
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Neighbouring sequences with as many tokens each, attended to in one call.
+
+    Theirs are the batch's rows from ``begin``: ``count`` sequences of ``length`` tokens.
+    ``context_lens_B`` counts a sequence's tokens up to and with its last one here; the block
+    tables are cut and padded to the longest of them.
+    """
+
+    begin: int
+    count: int
+    length: int
+    block_tables_BP: Tensor
+    context_lens_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardContext:
     """Where a step's tokens stand; passed to every layer, built anew for each step.
 
-    The first ``num_decodes`` sequences have one token each; the others' tokens follow,
-    sequence by sequence, ``query_lens`` each. ``slots_T`` is block * block size + offset,
-    ``context_lens`` counts a sequence's tokens up to and with its last one here.
+    ``slots_T`` is block * block size + offset; ``groups`` cover all tokens in their order.
     """
 
     positions_T: Tensor
     slots_T: Tensor
-    block_tables_BP: Tensor
-    query_lens: list[int]
-    context_lens: list[int]
-    num_decodes: int
+    groups: list[AttentionGroup]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +64,43 @@ def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
         slots += [table[p // block_size] * block_size + p % block_size for p in range(start, end)]
         if item.samples:
             rows.append(len(token_ids) - 1)
-    lengths = [item.length for item in batch.items]
     context = ForwardContext(
         positions_T=torch.tensor(positions),
         slots_T=torch.tensor(slots),
-        block_tables_BP=_pad([item.sequence.block_table for item in batch.items]),
-        query_lens=lengths,
-        context_lens=[item.sequence.computed + item.length for item in batch.items],
-        num_decodes=next((i for i, n in enumerate(lengths) if n > 1), len(lengths)),
+        groups=_groups(batch.items, block_size),
     )
     return ModelInputs(torch.tensor(token_ids), context, torch.tensor(rows, dtype=torch.long))
 
 
-def _pad(tables: list[list[int]]) -> Tensor:
-    width = max(len(table) for table in tables)
-    return torch.tensor([table + [0] * (width - len(table)) for table in tables])
+def _groups(items: list[ScheduledSequence], block_size: int) -> list[AttentionGroup]:
+    """Decodes in groups that padding at most doubles, chunks of prompts one by one."""
+    groups: list[AttentionGroup] = []
+    members: list[list[int]] = []
+    lens: list[int] = []
+    row = 0
+
+    def close(length: int) -> None:
+        nonlocal row, members, lens
+        if members:
+            width = max(map(len, members))
+            tables = torch.tensor([table + [0] * (width - len(table)) for table in members])
+            groups.append(AttentionGroup(row, len(members), length, tables, torch.tensor(lens)))
+            row += len(members) * length
+            members, lens = [], []
+
+    for item in items:
+        context = item.sequence.computed + item.length
+        table = item.sequence.block_table[: -(-context // block_size)]
+        if item.length > 1 or not _padding_is_small([*members, table]):
+            close(1)
+        members.append(table)
+        lens.append(context)
+        if item.length > 1:
+            close(item.length)
+    close(1)
+    return groups
+
+
+def _padding_is_small(tables: list[list[int]]) -> bool:
+    widths = [len(table) for table in tables]
+    return len(widths) * max(widths) <= 2 * sum(widths)

@@ -103,17 +103,11 @@ def _turn(spec: LayerSpec, rope_dim: int) -> Callable[[Tensor, Step], Tensor]:
 def _paged_attention(
     q_THD: Tensor, layer: int, step: Step, attend: Callable[..., Tensor]
 ) -> Tensor:
-    """Decoding sequences in one call, prompts' chunks one by one."""
-    context = step.context
-    decodes = context.num_decodes
-    groups = [(0, decodes, 1)] if decodes else []
-    groups += [(i, i + 1, context.query_lens[i]) for i in range(decodes, len(context.query_lens))]
-    outputs, row = [], 0
-    for begin, end, length in groups:
-        lens_B = torch.tensor(context.context_lens[begin:end])
-        k, v = step.cache.read(layer, context.block_tables_BP[begin:end], lens_B)
-        rows = (end - begin) * length
-        q_BLHD = q_THD[row : row + rows].unflatten(0, (end - begin, length))
+    outputs = []
+    for group in step.context.groups:
+        lens_B = group.context_lens_B
+        k, v = step.cache.read(layer, group.block_tables_BP, lens_B)
+        rows = q_THD[group.begin : group.begin + group.count * group.length]
+        q_BLHD = rows.unflatten(0, (group.count, group.length))
         outputs.append(attend(q_BLHD, k, v, lens_B).flatten(0, 1))
-        row += rows
     return torch.cat(outputs)
