@@ -59,5 +59,5 @@ def test_a_long_context_does_not_pad_the_short_ones(make_request: MakeRequest) -
         for i, n in enumerate(lengths)
     ]
     groups = build(ScheduledBatch(items), block_size=1).context.groups
-    assert [g.context_lens_B.tolist() for g in groups] == [[1, 1], [50], [1, 1, 2]]
-    assert [g.begin for g in groups] == [0, 2, 3]
+    assert [g.context_lens_B.tolist() for g in groups] == [[1, 1], [50, 1], [1, 2]]
+    assert [g.begin for g in groups] == [0, 2, 4]
