@@ -1,5 +1,6 @@
 """What compression cost: an artefact against its original, both through the engine that serves."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from compress.documents import read_windows
 from compress.errors import CompressError
 from compress.statistics import DocumentSums, Quality, compare, summarise
-from engine.config import CacheConfig, EngineConfig
+from engine.config import CacheConfig, EngineConfig, KernelConfig
 from engine.scoring import Scorer
 from engine.types import ModelReport
 
@@ -142,7 +143,10 @@ class _Timed:
 def _config(folder: Path, kv_dtype: str, window: int) -> EngineConfig:
     blocks = -(-window // _BLOCK_SIZE)
     return EngineConfig(
-        model_dir=folder, cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks)
+        model_dir=folder,
+        cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks),
+        # torch has one number of threads for the process: the same for both models.
+        kernels=KernelConfig(threads=os.cpu_count()),
     )
 
 
