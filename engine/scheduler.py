@@ -122,7 +122,8 @@ class Scheduler:
         for index, (item, token) in enumerate(zip(batch.items, result.tokens, strict=True)):
             sequence, samples = item.sequence, item.samples
             sequence.computed += item.length
-            self._register_full_blocks(sequence)
+            if not samples or token >= 0:  # nobody must find what gave logits that are not finite
+                self._register_full_blocks(sequence)
             if samples:
                 sequence.prompt_done = True
                 self._append(sequence, token, result.logprobs.get(index), now, output)
@@ -169,7 +170,8 @@ class Scheduler:
         before = [s for s in self._waiting if s.order < sequence.order] + self._running
         if not before:
             return  # an idle engine tries: so a speed that was measured badly is measured anew
-        prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1)
+        # Other choices find the prompt of their first one computed.
+        prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1 and s.leader is None)
         needed = self._speed.seconds_needed(request, prompt_tokens)
         if now + needed > deadline:
             message = f"needs {needed:.2f} s at the speed measured, more than its deadline leaves"
@@ -197,25 +199,24 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """The first in the queue may take the blocks of running ones of lower priority."""
-        if not self._waiting:
+        first = next((s for s in self._waiting if s.leader is None or s.leader.prompt_done), None)
+        if first is None:
             return
-        first = self._waiting[0]
         lower = [s for s in self._running if s.request.priority < first.request.priority]
         full = len(self._running) >= self._config.max_sequences
-        while lower and (full or not self._blocks.can_grow([], len(first.tokens))):
-            victim = min(lower, key=_loss)
+        while lower and (full or not self._fits(first)):
+            victim = _cheapest(lower)
             lower.remove(victim)
             self._preempt(victim)
             full = False
 
     def _make_room(self, sequence: Sequence, items: list[ScheduledSequence]) -> bool:
         """Grows the table by the next token; False if the sequence itself had to give way."""
-        scheduled = {item.sequence for item in items}
         tokens = sequence.computed + 1
         while not self._blocks.can_grow(sequence.block_table, tokens):
-            # Those that this step already runs keep their blocks.
-            victim = min((s for s in self._running if s not in scheduled), key=_loss)
+            victim = _cheapest(self._running)
             self._preempt(victim)
+            items[:] = [item for item in items if item.sequence is not victim]
             if victim is sequence:
                 return False
         self._blocks.grow(sequence.block_table, tokens)
@@ -243,7 +244,7 @@ class Scheduler:
         for sequence in list(self._waiting):
             if budget <= 0 or len(self._running) >= self._config.max_sequences:
                 return
-            if sequence.leader is not None and not self._leader_is_done(sequence.leader):
+            if sequence.leader is not None and not sequence.leader.prompt_done:
                 continue
             prefix = self._known_prefix(sequence)
             # The whole prompt must fit now, or its chunks would soon preempt each other.
@@ -254,9 +255,9 @@ class Scheduler:
             items.append(ScheduledSequence(sequence, length))
             budget -= length
 
-    def _leader_is_done(self, leader: Sequence) -> bool:
-        """Whether its prompt is computed, so that its blocks can be shared, or it is gone."""
-        return leader.prompt_done or leader not in self._sequences.get(leader.id, ())
+    def _fits(self, sequence: Sequence) -> bool:
+        prefix = self._known_prefix(sequence)
+        return self._blocks.can_share_and_grow(prefix, len(sequence.tokens))
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning; one token at least is left to compute."""
@@ -336,6 +337,10 @@ class Scheduler:
         group.remove(sequence)
         if not group:
             del self._sequences[sequence.id]
+        elif sequence.leader is None and not sequence.prompt_done:
+            # The next choice computes the prompt for the others.
+            for other in group:
+                other.leader = None if other is group[0] else group[0]
         queue = self._running if sequence in self._running else self._waiting
         queue.remove(sequence)
         self._blocks.release(sequence.block_table)
@@ -355,6 +360,6 @@ class Scheduler:
         )
 
 
-def _loss(sequence: Sequence) -> tuple[int, int]:
-    """What preempting it costs: its priority, then the tokens to compute again."""
-    return sequence.request.priority, sequence.computed
+def _cheapest(sequences: list[Sequence]) -> Sequence:
+    """Of the lowest priority, the one with fewest tokens to compute again; of equals the last."""
+    return min(reversed(sequences), key=lambda s: (s.request.priority, s.computed))
