@@ -98,6 +98,8 @@ def test_errors_and_reasons_are_those_that_callers_know() -> None:
         "time_limit",
         "cancelled",
         "deadline",
+        "refused",
+        "invalid",
         "error",
         "lost",
     }

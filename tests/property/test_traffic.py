@@ -396,10 +396,11 @@ def test_the_traffic_is_worth_the_name() -> None:
             recomputed=stats.recomputed_tokens,
             several=sum(request.choices > 1 for request in simulation.oracle.requests.values()),
         )
-    assert ends == {
-        *((reason, False) for reason in FinishReason if reason is not FinishReason.LOST),
-        (FinishReason.REFUSED, True),
+    assert {reason for reason, _ in ends} >= {
+        *(FinishReason.STOP, FinishReason.LENGTH, FinishReason.EOS, FinishReason.TIME_LIMIT),
+        *(FinishReason.CANCELLED, FinishReason.DEADLINE, FinishReason.REFUSED, FinishReason.ERROR),
     }
+    assert ends >= {(FinishReason.REFUSED, True), (FinishReason.REFUSED, False)}
     assert min(counts.values()) > 20
     assert set(counts) == {
         *("shared", "chunks", "found again"),

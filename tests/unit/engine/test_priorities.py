@@ -184,6 +184,18 @@ def test_the_victim_has_the_lowest_priority_then_least_to_lose(
     assert rig.finished["first"].preemptions == 0
 
 
+def test_the_one_with_most_to_lose_goes_on(make_rig: MakeRig, make_request: MakeRequest) -> None:
+    """Also where one with less has its place in the step already: it gives that up, too."""
+    rig = make_rig(blocks=6)
+    rig.add(make_request("little", 5, 9), make_request("much", 15, 9))
+    rig.step()
+    rig.step()
+    assert rig.step() == {"much": 1}
+    order_of_ends(rig)
+    assert rig.finished["much"].preemptions == 0
+    assert [len(rig.tokens[name]) for name in ("little", "much")] == [9, 9]
+
+
 def test_a_victim_comes_back_before_those_behind_it(
     make_rig: MakeRig, make_request: MakeRequest
 ) -> None:
