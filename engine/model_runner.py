@@ -11,6 +11,8 @@ from engine.errors import ModelLoadError
 from engine.kv_cache import KV_CACHES, KvCache, KvShape
 from engine.layers.linear import Int8Linear, Linear, Split
 from engine.loader import LoadedModel, Progress, load
+from engine.logprobs import LogprobsReport, prompt_logprobs
+from engine.penalties import add_bias, forbid_ends, penalise
 from engine.sampler import sample
 from engine.self_test import check_linear
 from engine.types import (
@@ -71,14 +73,38 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepResult:
-        """The next token of each item that samples, 0 for the others."""
-        inputs = batches.build(batch, self.block_size)
-        logits_RV = self._model.decoder.forward(inputs, self._cache)
-        sampling = [item.sequence for item in batch.items if item.samples]
-        params = [sequence.request.sampling for sequence in sampling]
-        positions = [sequence.generated for sequence in sampling]
-        tokens = iter(sample(logits_RV, params, positions))
-        return StepResult([next(tokens) if item.samples else 0 for item in batch.items])
+        """The next token of each item that samples, 0 for the others; log-probabilities."""
+        inputs, decoder = batches.build(batch, self.block_size), self._model.decoder
+        hidden_TK = decoder.hidden(inputs, self._cache)
+        result = StepResult([0] * len(batch.items))
+        result.prompts.extend(prompt_logprobs(batch, hidden_TK, decoder.logits))
+        sampling = [index for index, item in enumerate(batch.items) if item.samples]
+        if sampling:
+            logits_RV = decoder.logits(hidden_TK[inputs.rows_R])
+            sequences = [batch.items[index].sequence for index in sampling]
+            report = LogprobsReport(logits_RV, sequences)
+            tokens = self._sample(logits_RV, sequences)
+            for index, token in zip(sampling, tokens, strict=True):
+                result.tokens[index] = token
+            for row, logprobs in report.of(tokens).items():
+                result.logprobs[sampling[row]] = logprobs
+        return result
+
+    def _sample(self, logits_RV: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+        """Changes ``logits_RV``."""
+
+        def edit(logits_RV: torch.Tensor) -> None:
+            add_bias(logits_RV, sequences)
+            penalise(logits_RV, sequences)
+            forbid_ends(logits_RV, sequences)
+
+        return sample(
+            logits_RV,
+            [sequence.request.sampling for sequence in sequences],
+            [sequence.generated for sequence in sequences],
+            [sequence.choice for sequence in sequences],
+            edit,
+        )
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> torch.Tensor:

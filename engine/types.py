@@ -9,10 +9,11 @@ from enum import Enum
 
 
 class FinishReason(Enum):
-    """Why a sequence ended. The last five carry no result.
+    """Why a sequence ended. The last six carry no result.
 
-    ``REFUSED``: its time in the queue is over, or its deadline cannot be met; ``ERROR``: this
-    request cannot be computed; ``LOST``: the engine died under it.
+    ``REFUSED``: its time in the queue is over, or its deadline cannot be met; ``INVALID``: its
+    constraint cannot be compiled; ``ERROR``: this request cannot be computed; ``LOST``: the
+    engine died under it.
     """
 
     STOP = "stop"
@@ -22,6 +23,7 @@ class FinishReason(Enum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     REFUSED = "refused"
+    INVALID = "invalid"
     ERROR = "error"
     LOST = "lost"
 
@@ -101,7 +103,8 @@ class Sequence:
     ``tokens`` is the prompt and what was generated; KV of the first ``computed`` of them
     is in the blocks of ``block_table``; ``digests`` names the full ones, of which the first
     ``registered`` can be found by others. ``leader`` is the
-    choice whose prompt it waits for, to share its blocks.
+    choice whose prompt it waits for, to share its blocks. Log-probabilities of the prompt are
+    out up to its token ``reported``, which the runner counts.
     """
 
     request: Request
@@ -115,6 +118,7 @@ class Sequence:
     cached: int = 0
     preemptions: int = 0
     recomputed: int = 0
+    reported: int = 0
     prompt_done: bool = False
     scheduled_at: float | None = None
     first_token_at: float | None = None

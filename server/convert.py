@@ -6,11 +6,12 @@ from typing import Any
 
 from google.protobuf import duration_pb2
 
+from engine.client.constraints import choice_constraint
 from engine.client.generation import Delta, End, Generation
 from engine.client.requests import Chat, GenerationRequest
 from engine.client.stream import Coalescing
 from engine.errors import InvalidRequest
-from engine.types import FinishReason, ModelReport
+from engine.types import Constraint, FinishReason, ModelReport, TokenLogprobs
 from server.telemetry import Attribute
 from server.unserved import refuse_unserved
 from venturi.v1 import inference_pb2 as pb
@@ -32,16 +33,26 @@ def generation_request(
 ) -> GenerationRequest:
     """Raises ``NotServed`` or ``InvalidRequest`` with the field's path."""
     refuse_unserved(request)
-    sampling, stopping = request.sampling, request.stopping
+    sampling, stopping, output = request.sampling, request.stopping, request.output
     return GenerationRequest(
         id=request_id,
         prompt=_prompt(request),
         temperature=_optional(sampling, "temperature"),
         top_p=_optional(sampling, "top_p"),
         top_k=_optional(sampling, "top_k"),
+        min_p=_optional(sampling, "min_p"),
         seed=_optional(sampling, "seed"),
         n=sampling.n if sampling.HasField("n") else 1,
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=_optional(sampling, "repetition_penalty"),
+        constraint=_constraint(request.structured),
+        logprobs=_optional(output, "logprobs"),
+        prompt_logprobs=_optional(output, "prompt_logprobs"),
+        echo=output.echo,
         max_tokens=_optional(stopping, "max_tokens"),
+        min_tokens=stopping.min_tokens,
         max_duration=_seconds(stopping, "max_duration"),
         stop=tuple(stopping.stop) or None,
         stop_token_ids=tuple(stopping.stop_token_ids),
@@ -76,13 +87,23 @@ def prompt_info(
         variant=variant,
         prompt_tokens=generation.prompt_tokens,
         cached_tokens=delta.tokens[0].cached if delta.tokens else 0,
+        prompt_logprobs=[_logprobs(each) for each in generation.prompt_logprobs],
     )
 
 
 def chunk(delta: Delta, with_ids: bool) -> pb.Chunk:
-    """Text and ids of one message."""
-    ids = delta.token_ids if with_ids else ()
-    return pb.Chunk(index=delta.choice, text_delta=delta.text, token_ids=ids)
+    """Text, ids and log-probabilities of one message."""
+    return pb.Chunk(
+        index=delta.choice,
+        text_delta=delta.text,
+        token_ids=delta.token_ids if with_ids else (),
+        logprobs=[_logprobs(event.logprobs) for event in delta.tokens if event.logprobs],
+    )
+
+
+def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
+    top = [pb.TokenLogprob(token_id=each, logprob=logprob) for each, logprob in token.top]
+    return pb.TokenLogprobs(token_id=token.token, logprob=token.logprob, rank=token.rank, top=top)
 
 
 def finish(end: End, choice: int) -> pb.ChoiceFinish:
@@ -227,6 +248,15 @@ def _chat(chat: pb.Chat) -> Chat:
         add_generation_prompt=True if added is None else added,
         template_kwargs=extra,
     )
+
+
+def _constraint(structured: pb.Structured) -> Constraint | None:
+    kind = structured.WhichOneof("constraint")
+    if kind is None:
+        return None
+    if kind == "choice":
+        return choice_constraint(list(structured.choice.values))
+    return Constraint(kind=kind, text=getattr(structured, kind))
 
 
 def _coalescing(request: AnyGenerateRequest) -> Coalescing:

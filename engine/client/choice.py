@@ -11,14 +11,25 @@ Decode = Callable[..., str]
 
 
 class TextChoice:
-    """``matched`` is the stop string that ended it, ``count`` the tokens up to and with that."""
+    """``matched`` is the stop string that ended it, ``count`` the tokens up to and with that.
+
+    ``echo`` comes before all other text; no stop string matches in it, nor in the text of the
+    first ``min_tokens`` tokens.
+    """
 
     def __init__(
-        self, decode: Decode, stopping: StoppingParams, stops: tuple[str, ...], include_stop: bool
+        self,
+        decode: Decode,
+        stopping: StoppingParams,
+        stops: tuple[str, ...],
+        include_stop: bool,
+        echo: str = "",
     ) -> None:
         self._decode = decode
         self._end_tokens = frozenset((*stopping.stop_token_ids, *stopping.eos_token_ids))
+        self._min_tokens = stopping.min_tokens
         self._include_stop = include_stop
+        self._echo = echo
         self._detokenizer = IncrementalDetokenizer(decode)
         self._matcher = StopMatcher(stops, include_stop)
         self.matched: str | None = None
@@ -26,10 +37,14 @@ class TextChoice:
 
     def take(self, events: list[TokenEvent]) -> tuple[str, list[TokenEvent]]:
         """Text that the tokens complete, and those of them that count."""
-        text = ""
+        text, self._echo = self._echo, ""
         for used, event in enumerate(events, 1):
             self.count += 1
-            safe, self.matched = self._matcher.add(self._piece(event.token))
+            piece = self._piece(event.token)
+            if self.count <= self._min_tokens:
+                text += piece
+                continue
+            safe, self.matched = self._matcher.add(piece)
             text += safe
             if self.matched is not None:
                 return text, events[:used]

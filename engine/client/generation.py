@@ -136,7 +136,10 @@ class Generator:
 
     async def _submit(self, request: GenerationRequest, arrival: float) -> "Generation":
         prompt = request.prompt
-        ids = prompt if isinstance(prompt, list) else (await self.tokenize(prompt))[0]
+        if isinstance(prompt, list):
+            ids, text = prompt, await self.detokenize(prompt) if request.echo else ""
+        else:
+            ids, text = await self.tokenize(prompt)
         tokenized = time.monotonic()
         timeout = request.queue_timeout
         core_request = Request(
@@ -154,7 +157,8 @@ class Generator:
         if stops is None:
             stops = self._chat_stop if isinstance(prompt, Chat) else ()
         stream = self.engine.submit(core_request)
-        return Generation(self, core_request, stream, tokenized, request, stops)
+        echo = text if request.echo else ""
+        return Generation(self, core_request, stream, tokenized, request, stops, echo)
 
 
 class Generation:
@@ -168,6 +172,7 @@ class Generation:
         tokenized: float,
         options: GenerationRequest,
         stops: tuple[str, ...],
+        echo: str = "",
     ) -> None:
         self._generator = generator
         self._request = request
@@ -176,7 +181,7 @@ class Generation:
         self._coalescing = options.coalescing
         decode = generator.tokenizer.decode
         self._choices = [
-            TextChoice(decode, request.stopping, stops, options.include_stop)
+            TextChoice(decode, request.stopping, stops, options.include_stop, echo)
             for _ in range(request.choices)
         ]
         self._closed = False
@@ -231,6 +236,10 @@ class Generation:
             raise DeadlineExceeded("the deadline passed")
         if reason is FinishReason.REFUSED:
             raise Overloaded(finished.message, finished.retry_after_s)
+        if reason is FinishReason.INVALID:
+            constraint = self._request.sampling.constraint
+            field = "input" if constraint is None else f"structured.{constraint.kind}"
+            raise InvalidRequest(field, finished.message)
         if reason is FinishReason.CANCELLED:
             raise EngineUnavailable("the server ended the request")
         if reason is FinishReason.LOST and not any(choice.count for choice in self._choices):

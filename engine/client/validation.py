@@ -3,7 +3,8 @@
 import secrets
 from dataclasses import dataclass
 
-from engine.client.defaults import MAX_TEMPERATURE, GenerationDefaults
+from engine.client.constraints import check_constraint
+from engine.client.defaults import MAX_TEMPERATURE, REPETITION_PENALTIES, GenerationDefaults
 from engine.client.requests import GenerationRequest
 from engine.errors import InvalidRequest
 from engine.types import ModelReport, SamplingParams, StoppingParams
@@ -14,6 +15,12 @@ MAX_PRIORITY = 1000
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_IDS = 128
 MAX_SEED = (1 << 64) - 1
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
+MAX_PENALTY = 2.0
+MAX_LOGPROBS = 20
+# Of prompt tokens and alternatives together: they leave in one message.
+MAX_PROMPT_LOGPROBS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +43,39 @@ def check(request: GenerationRequest, limits: Limits) -> None:
     if request.top_p == 0:
         raise InvalidRequest("sampling.top_p", "must be above 0")
     _within("sampling.top_k", request.top_k, 0, limits.vocabulary_size)
+    _within("sampling.min_p", request.min_p, 0.0, 1.0)
     _within("sampling.seed", request.seed, 0, MAX_SEED)
+    _check_penalties(request, limits)
+    _within("output.logprobs", request.logprobs, 0, MAX_LOGPROBS)
+    _within("output.prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
     _within("stopping.max_tokens", request.max_tokens, 1, limits.max_sequence_tokens)
+    _within("stopping.min_tokens", request.min_tokens, 0, limits.max_sequence_tokens)
     _within("stopping.max_duration", request.max_duration, 1e-3, 86400.0)
     _within("sampling.n", request.n, 1, MAX_CHOICES)
     _within("scheduling.priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     _within("scheduling.queue_timeout", request.queue_timeout, 1e-3, 86400.0)
+    _check_stops(request, limits)
+    if request.constraint is not None:
+        check_constraint(request.constraint)
+        if request.ignore_eos:
+            message = "cannot be set with structured output, which ends with the end token"
+            raise InvalidRequest("stopping.ignore_eos", message)
+    if isinstance(request.prompt, list):
+        check_ids("token_ids", request.prompt, limits)
+
+
+def _check_penalties(request: GenerationRequest, limits: Limits) -> None:
+    _within("sampling.presence_penalty", request.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+    _within("sampling.frequency_penalty", request.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+    _within("sampling.repetition_penalty", request.repetition_penalty, *REPETITION_PENALTIES)
+    if len(request.logit_bias) > MAX_BIASES:
+        raise InvalidRequest("sampling.logit_bias", f"at most {MAX_BIASES} ids")
+    check_ids("sampling.logit_bias", [token for token, _ in request.logit_bias], limits)
+    for _, bias in request.logit_bias:
+        _within("sampling.logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+
+
+def _check_stops(request: GenerationRequest, limits: Limits) -> None:
     stops = request.stop or ()
     if len(stops) > MAX_STOPS:
         raise InvalidRequest("stopping.stop", f"at most {MAX_STOPS} stop strings")
@@ -52,8 +86,6 @@ def check(request: GenerationRequest, limits: Limits) -> None:
     if len(request.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidRequest("stopping.stop_token_ids", f"at most {MAX_STOP_IDS} ids")
     check_ids("stopping.stop_token_ids", request.stop_token_ids, limits)
-    if isinstance(request.prompt, list):
-        check_ids("token_ids", request.prompt, limits)
 
 
 def _within(field: str, value: float | None, low: float, high: float) -> None:
@@ -70,11 +102,20 @@ def check_ids(field: str, ids: list[int] | tuple[int, ...], limits: Limits) -> N
 
 def sampling_params(request: GenerationRequest, defaults: GenerationDefaults) -> SamplingParams:
     """A request without a seed gets a random one."""
+    penalty = request.repetition_penalty
     return SamplingParams(
         temperature=defaults.temperature if request.temperature is None else request.temperature,
         top_p=defaults.top_p if request.top_p is None else request.top_p,
         top_k=defaults.top_k if request.top_k is None else request.top_k,
+        min_p=defaults.min_p if request.min_p is None else request.min_p,
         seed=secrets.randbits(64) if request.seed is None else request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=defaults.repetition_penalty if penalty is None else penalty,
+        logit_bias=request.logit_bias,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        constraint=request.constraint,
     )
 
 
@@ -85,7 +126,8 @@ def stopping_params(
     prompt_tokens: int,
     arrival: float,
 ) -> StoppingParams:
-    """Raises ``InvalidRequest`` where prompt and max_tokens do not fit the context."""
+    """Raises ``InvalidRequest`` for what depends on the prompt's length or the model's ends:
+    prompt and max_tokens must fit the context, a constraint needs an end token."""
     room = limits.max_sequence_tokens - prompt_tokens
     if prompt_tokens < 1:
         raise InvalidRequest("input", "the prompt is empty")
@@ -96,9 +138,20 @@ def stopping_params(
             f"{prompt_tokens} prompt tokens{wanted} do not fit into "
             f"{limits.max_sequence_tokens} tokens",
         )
+    max_tokens = request.max_tokens or room
+    if request.min_tokens > max_tokens:
+        message = f"{request.min_tokens} is more than the {max_tokens} tokens that may come"
+        raise InvalidRequest("stopping.min_tokens", message)
+    alternatives = request.prompt_logprobs
+    if alternatives is not None and prompt_tokens * (alternatives + 1) > MAX_PROMPT_LOGPROBS:
+        message = f"prompt tokens x alternatives are more than {MAX_PROMPT_LOGPROBS}"
+        raise InvalidRequest("output.prompt_logprobs", message)
+    if request.constraint is not None and not defaults.eos_token_ids:
+        raise InvalidRequest("structured", "this model has no end token, which it needs")
     limit = request.max_duration
     return StoppingParams(
-        max_tokens=request.max_tokens or room,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
         stop_token_ids=request.stop_token_ids,
         eos_token_ids=() if request.ignore_eos else defaults.eos_token_ids,
         time_limit=None if limit is None else arrival + limit,

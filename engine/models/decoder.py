@@ -28,10 +28,18 @@ class Decoder:
 
     def forward(self, inputs: ModelInputs, cache: KvCache) -> Tensor:
         """float32 logits [R, V] of ``inputs.rows_R``; writes the step's KV into ``cache``."""
+        return self.logits(self.hidden(inputs, cache)[inputs.rows_R])
+
+    def hidden(self, inputs: ModelInputs, cache: KvCache) -> Tensor:
+        """float32 [T, K] after the last layer; writes the step's KV into ``cache``."""
         positions_T = inputs.context.positions_T
         tables = tuple(rotary.tables(positions_T) for rotary in self.rotary)
         step = Step(inputs.context, cache, tables)
         hidden = self.embed(inputs.token_ids_T, positions_T)
         for layer in self.layers:
             hidden = layer(hidden, step)
-        return finish_logits(self.head(self.final_norm(hidden[inputs.rows_R])), self.spec)
+        return hidden
+
+    def logits(self, hidden_RK: Tensor) -> Tensor:
+        """float32 logits [R, V] of rows of ``hidden``."""
+        return finish_logits(self.head(self.final_norm(hidden_RK)), self.spec)
