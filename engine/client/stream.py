@@ -1,6 +1,7 @@
 """The events of one request, gathered until somebody asks for them."""
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from engine.types import Finished, TokenEvent, TokenLogprobs
@@ -30,13 +31,17 @@ class Slice:
 @dataclass(slots=True)
 class _Choice:
     tokens: list[TokenEvent] = field(default_factory=list)
+    since: float = 0.0  # when the first of ``tokens`` came, or before
     finished: Finished | None = None
     started: bool = False
     delivered: bool = False  # the terminal event is out
 
-    @property
-    def pending(self) -> bool:
-        return bool(self.tokens) or (self.finished is not None and not self.delivered)
+    def ready(self, coalescing: Coalescing, now: float) -> bool:
+        """Whether something is there that need not wait for more."""
+        if self.finished is not None:
+            return not self.delivered
+        enough = not self.started or len(self.tokens) >= coalescing.max_tokens
+        return bool(self.tokens) and (enough or now >= self.since + coalescing.max_delay)
 
 
 class TokenStream:
@@ -59,7 +64,10 @@ class TokenStream:
 
     def put_token(self, event: TokenEvent) -> None:
         """Adds a token."""
-        self._choices[event.choice].tokens.append(event)
+        choice = self._choices[event.choice]
+        if not choice.tokens:
+            choice.since = time.monotonic()
+        choice.tokens.append(event)
         self._arrived.set()
 
     def put_finished(self, finished: Finished) -> None:
@@ -70,12 +78,9 @@ class TokenStream:
 
     async def next(self, coalescing: Coalescing) -> Slice:
         """Waits for at least one event. A choice's first token never waits for others."""
-        while (index := self._pending()) is None:
-            self._arrived.clear()
-            await self._arrived.wait()
+        while (index := self._ready(coalescing)) is None:
+            await self._more(coalescing)
         choice = self._choices[index]
-        if choice.started and coalescing.max_delay > 0:
-            await self._gather(choice, coalescing)
         choice.started = True
         tokens = choice.tokens[: coalescing.max_tokens]
         choice.tokens = choice.tokens[coalescing.max_tokens :]
@@ -84,16 +89,19 @@ class TokenStream:
         choice.delivered = True
         return Slice(tokens, choice.finished, index)
 
-    def _pending(self) -> int | None:
-        pending = [i for i, choice in enumerate(self._choices) if choice.pending]
+    def _ready(self, coalescing: Coalescing) -> int | None:
+        now = time.monotonic()
+        ready = [i for i, choice in enumerate(self._choices) if choice.ready(coalescing, now)]
         # The one with most waits longest; of equals the first.
-        return max(pending, key=lambda i: len(self._choices[i].tokens), default=None)
+        return max(ready, key=lambda i: len(self._choices[i].tokens), default=None)
 
-    async def _gather(self, choice: _Choice, coalescing: Coalescing) -> None:
+    async def _more(self, coalescing: Coalescing) -> None:
+        """Waits for another event, or until a choice's tokens have waited long enough."""
+        first = min((choice.since for choice in self._choices if choice.tokens), default=None)
+        left = None if first is None else first + coalescing.max_delay - time.monotonic()
+        self._arrived.clear()
         try:
-            async with asyncio.timeout(coalescing.max_delay):
-                while len(choice.tokens) < coalescing.max_tokens and choice.finished is None:
-                    self._arrived.clear()
-                    await self._arrived.wait()
+            async with asyncio.timeout(left):
+                await self._arrived.wait()
         except TimeoutError:
             pass
