@@ -16,7 +16,14 @@ from engine.types import FinishReason
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "numpy", "grpc", "safetensors")
 LIGHT = ["engine", "engine.types", "engine.errors", "engine.config", "engine.messages"]
-POLICY = ["engine.scheduler", "engine.block_manager", "engine.types", "engine.errors"]
+POLICY = [
+    "engine.scheduler",
+    "engine.block_manager",
+    "engine.speed",
+    "engine.deadlines",
+    "engine.types",
+    "engine.errors",
+]
 CLIENT = [module.name for module in pkgutil.walk_packages(engine.client.__path__, "engine.client.")]
 
 
