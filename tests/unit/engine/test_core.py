@@ -9,7 +9,15 @@ from engine.config import SchedulerConfig
 from engine.core import EngineCore
 from engine.errors import InvalidRequest
 from engine.testing import ArithmeticRunner
-from engine.types import FinishReason, Request, ScheduledBatch, StepOutput
+from engine.types import (
+    FinishReason,
+    PromptLogprobs,
+    Request,
+    ScheduledBatch,
+    StepOutput,
+    StepResult,
+    TokenLogprobs,
+)
 
 MakeRequest = Callable[..., Request]
 
@@ -28,16 +36,16 @@ class Faulty(ArithmeticRunner):
         self.fail_at = fail_at or set()
         self.broken = broken or set()
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
-        tokens = super().run(batch)
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        result = super().run(batch)
         if len(self.steps) in self.fail_at:
             raise RuntimeError("the kernel fell over")
-        pairs = zip(batch.items, tokens, strict=True)
-        return [-1 if item.sequence.id in self.broken else token for item, token in pairs]
+        pairs = zip(batch.items, result.tokens, strict=True)
+        return StepResult([-1 if i.sequence.id in self.broken else token for i, token in pairs])
 
 
 def drain(core: EngineCore, steps: int = 500) -> dict[str, tuple[list[int], FinishReason]]:
-    """Tokens and reason of each request; fails where one ends twice or never."""
+    """Tokens and reason of each choice; fails where one ends twice or never."""
     tokens: dict[str, list[int]] = {}
     ended: dict[str, FinishReason] = {}
     for _ in range(steps):
@@ -51,11 +59,13 @@ def gather(
     output: StepOutput, tokens: dict[str, list[int]], ended: dict[str, FinishReason]
 ) -> None:
     for event in output.tokens:
-        assert event.id not in ended
-        tokens.setdefault(event.id, []).append(event.token)
+        name = f"{event.id}.{event.choice}" if event.choice else event.id
+        assert name not in ended
+        tokens.setdefault(name, []).append(event.token)
     for one in output.finished:
-        assert one.id not in ended
-        ended[one.id] = one.reason
+        name = f"{one.id}.{one.choice}" if one.choice else one.id
+        assert name not in ended
+        ended[name] = one.reason
 
 
 @pytest.mark.parametrize("token_budget", [4, 7, 64])
@@ -72,7 +82,8 @@ def test_tokens_are_those_of_the_sequence_alone(
     for request in requests:
         wanted = runner.expected(request.prompt, request.stopping.max_tokens)
         assert found[request.id] == (wanted, FinishReason.LENGTH)
-    assert core.stats().blocks_free == num_blocks
+    stats = core.stats()
+    assert (stats.blocks_used, stats.blocks_free + stats.blocks_cached) == (0, num_blocks)
 
 
 def test_a_raising_runner_ends_its_batch_only(
@@ -150,3 +161,84 @@ def test_the_clock_given_decides_deadlines(make_request: MakeRequest, clock: Clo
 def test_the_report_has_the_longest_sequence_that_fits() -> None:
     runner = ArithmeticRunner(num_blocks=5, block_size=4, context_length=256)
     assert EngineCore(runner, SchedulerConfig()).report().max_sequence_tokens == 20
+
+
+def test_tokens_are_the_same_with_and_without_a_cached_prefix(make_request: MakeRequest) -> None:
+    runner = ArithmeticRunner()
+    core = EngineCore(runner, SchedulerConfig())
+    prompt = list(range(1, 22))
+    wanted = (runner.expected(prompt, 9), FinishReason.LENGTH)
+    for name in ("miss", "hit"):
+        core.submit(make_request(name, prompt, 9, cache_salt=""))
+        assert drain(core) == {name: wanted}
+    assert core.stats().cached_tokens == 20
+
+
+def test_every_choice_gets_its_tokens_and_one_end(make_request: MakeRequest) -> None:
+    runner = ArithmeticRunner()
+    core = EngineCore(runner, SchedulerConfig())
+    core.submit(make_request("a", 9, 6, choices=3))
+    wanted = (runner.expected(list(range(1, 10)), 6), FinishReason.LENGTH)
+    assert drain(core) == dict.fromkeys(["a", "a.1", "a.2"], wanted)
+
+
+def test_cancel_of_a_choice_leaves_the_others(make_request: MakeRequest) -> None:
+    core = EngineCore(ArithmeticRunner(), SchedulerConfig())
+    core.submit(make_request("a", 9, 6, choices=3))
+    core.step()
+    core.cancel("a", 1)
+    reasons = {name: reason for name, (_, reason) in drain(core).items()}
+    assert reasons == {
+        "a": FinishReason.LENGTH,
+        "a.1": FinishReason.CANCELLED,
+        "a.2": FinishReason.LENGTH,
+    }
+
+
+def test_the_clock_measures_steps_and_refuses_what_cannot_be_met(
+    make_request: MakeRequest, clock: Clock
+) -> None:
+    """The deadline of a request is held against what the steps took by the clock given."""
+
+    class Slow(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            clock.now += 1.0
+            return super().run(batch)
+
+    core = EngineCore(Slow(), SchedulerConfig(), clock)
+    core.submit(make_request("busy", 3, 20))
+    for _ in range(3):
+        core.step()
+    core.submit(make_request("hopeless", 3, 20, deadline=clock.now + 10.0))
+    core.submit(make_request("hopeful", 3, 5, deadline=clock.now + 10.0))
+    found = drain(core)
+    assert found["hopeless"] == ([], FinishReason.REFUSED)
+    assert found["hopeful"][1] is FinishReason.LENGTH
+    assert found["busy"][1] is FinishReason.LENGTH
+
+
+def test_a_refusal_is_told_by_the_next_step(make_request: MakeRequest, clock: Clock) -> None:
+    core = EngineCore(ArithmeticRunner(), SchedulerConfig(max_sequences=1), clock)
+    core.submit(make_request("a", 3, 50))
+    core.submit(make_request("b", 3, 50, queue_deadline=5.0))
+    core.step()
+    clock.now = 5.0
+    (refused,) = core.step().finished
+    assert (refused.id, refused.reason) == ("b", FinishReason.REFUSED)
+    assert refused.retry_after_s > 0
+
+
+def test_prompt_logprobs_of_the_runner_come_out(make_request: MakeRequest) -> None:
+    prompts = [PromptLogprobs("a", [TokenLogprobs(2, -0.5, 1, [])])]
+    logprobs = TokenLogprobs(7, -0.1, 1, [(7, -0.1)])
+
+    class Telling(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            return StepResult(super().run(batch).tokens, {1: logprobs}, prompts)
+
+    core = EngineCore(Telling(), SchedulerConfig())
+    for name in "ab":
+        core.submit(make_request(name))
+    output = core.step()
+    assert output.prompts == prompts
+    assert [event.logprobs for event in output.tokens] == [None, logprobs]

@@ -32,7 +32,15 @@ from engine.messages import (
     ToEngine,
 )
 from engine.testing import ArithmeticRunner
-from engine.types import Finished, FinishReason, Request, StepOutput, TokenEvent
+from engine.types import (
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    Request,
+    StepOutput,
+    TokenEvent,
+    TokenLogprobs,
+)
 
 MakeRequest = Callable[..., Request]
 CORE = EngineCore(ArithmeticRunner(), SchedulerConfig())
@@ -158,9 +166,49 @@ async def test_events_find_their_streams(make_request: MakeRequest) -> None:
     streams = {name: client.submit(make_request(name)) for name in "ab"}
     assert [m.request.id for m in shop.made[0].sent if isinstance(m, Submit)] == ["a", "b"]
     tokens = [TokenEvent(id=name, token=n) for n, name in enumerate("abcb")]
-    shop.made[0].message(Events(StepOutput(tokens, [ended("b"), ended("stranger")])))
-    assert await read(streams["a"]) == Slice([0], None)
-    assert await read(streams["b"]) == Slice([1, 3], ended("b"))
+    shop.made[0].message(Events(StepOutput([], tokens, [ended("b"), ended("stranger")])))
+    assert await read(streams["a"]) == Slice([tokens[0]], None)
+    assert await read(streams["b"]) == Slice([tokens[1], tokens[3]], ended("b"))
+
+
+async def test_prompt_logprobs_find_their_streams(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    streams = {name: client.submit(make_request(name)) for name in "ab"}
+    parts = [TokenLogprobs(n, -1.0, 1, []) for n in range(3)]
+    for prompts in (
+        [PromptLogprobs("b", parts[:2]), PromptLogprobs("stranger", parts)],
+        [PromptLogprobs("b", parts[2:])],
+    ):
+        shop.made[0].message(Events(StepOutput(prompts)))
+    assert streams["a"].prompt == []
+    assert streams["b"].prompt == parts
+
+
+async def test_a_request_is_open_until_its_last_choice_has_ended(
+    make_request: MakeRequest,
+) -> None:
+    client, shop = await started("ready")
+    stream = client.submit(make_request("a", choices=2))
+    one, two = (dataclasses.replace(ended("a"), choice=choice) for choice in (1, 0))
+    shop.made[0].message(Events(StepOutput(finished=[one])))
+    client.cancel("a", 0)
+    token = TokenEvent(id="a", token=4)
+    shop.made[0].message(Events(StepOutput([], [token], [two])))
+    assert await read(stream) == Slice([token], two, 0)
+    assert await read(stream) == Slice([], one, 1)
+    client.cancel("a", 0)
+    cancels = [message for message in shop.made[0].sent if isinstance(message, Cancel)]
+    assert cancels == [Cancel("a", 0)], "the second one came too late"
+
+
+async def test_a_dead_engine_ends_the_choices_that_still_run(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    stream = client.submit(make_request("a", choices=3))
+    shop.made[0].message(Events(StepOutput(finished=[ended("a")])))
+    shop.made[0].exit("it fell over")
+    ends = [(await read(stream)).finished for _ in range(3)]
+    reasons = [end.reason for end in ends if end is not None]
+    assert reasons == [FinishReason.LENGTH, FinishReason.LOST, FinishReason.LOST]
 
 
 async def test_a_live_id_is_refused_and_its_first_owner_goes_on(make_request: MakeRequest) -> None:
@@ -169,8 +217,8 @@ async def test_a_live_id_is_refused_and_its_first_owner_goes_on(make_request: Ma
     with pytest.raises(InvalidRequest):
         client.submit(make_request("same"))
     tokens = [TokenEvent(id="same", token=5)]
-    shop.made[0].message(Events(StepOutput(tokens, [ended("same")])))
-    assert await read(first) == Slice([5], ended("same"))
+    shop.made[0].message(Events(StepOutput([], tokens, [ended("same")])))
+    assert await read(first) == Slice(tokens, ended("same"))
     client.submit(make_request("same"))
 
 
@@ -381,12 +429,12 @@ async def test_totals_outlive_the_engine(make_request: MakeRequest) -> None:
     client, shop = await started("ready")
     client.submit(make_request("a", 5))
     tokens = [TokenEvent(id="a", token=1), TokenEvent(id="a", token=2)]
-    shop.made[0].message(Events(StepOutput(tokens)))
+    shop.made[0].message(Events(StepOutput([], tokens)))
     shop.made[0].exit("it fell over")
     await until(lambda: client.state is EngineState.READY)
     client.submit(make_request("a", 3))
     preempted = dataclasses.replace(ended("a"), preemptions=2)
-    shop.made[1].message(Events(StepOutput(tokens, [preempted])))
+    shop.made[1].message(Events(StepOutput([], tokens, [preempted])))
     totals = client.totals
     assert (totals.prompt_tokens, totals.completion_tokens) == (8, 4)
     assert (totals.preemptions, totals.restarts) == (2, 1)

@@ -24,7 +24,7 @@ from engine.errors import (
 )
 from engine.local import LocalTransport
 from engine.testing import ArithmeticRunner
-from engine.types import FinishReason, ScheduledBatch
+from engine.types import FinishReason, ScheduledBatch, StepResult
 
 PROMPT = "Hello"
 MakeGenerator = Callable[..., Awaitable[Generator]]
@@ -59,7 +59,7 @@ class Gated(ArithmeticRunner):
     def allow(self, steps: int) -> None:
         self.gate.release(steps)
 
-    def run(self, batch: ScheduledBatch) -> list[int]:
+    def run(self, batch: ScheduledBatch) -> StepResult:
         self.gate.acquire()
         if self.dies:
             raise SystemExit
@@ -470,7 +470,7 @@ async def test_a_failed_step_fails_the_generation_only(make_generator: MakeGener
     class Once(ArithmeticRunner):
         failed = False
 
-        def run(self, batch: ScheduledBatch) -> list[int]:
+        def run(self, batch: ScheduledBatch) -> StepResult:
             if not self.failed:
                 self.failed = True
                 raise RuntimeError

@@ -53,6 +53,21 @@ def test_cancel_ends_a_request(make_request: MakeRequest) -> None:
     assert finished(sent) == {"a": FinishReason.CANCELLED}
 
 
+def test_cancel_of_a_choice_leaves_the_others(make_request: MakeRequest) -> None:
+    script: list[list[ToEngine]] = [[Submit(make_request("a", 3, 4, choices=2))], [Cancel("a", 1)]]
+    sent, _ = play([*script, *([] for _ in range(4))])
+    outputs = [message.output for message in sent if isinstance(message, Events)]
+    ends = {one.choice: one.reason for output in outputs for one in output.finished}
+    assert ends == {0: FinishReason.LENGTH, 1: FinishReason.CANCELLED}
+
+
+def test_a_refused_request_ends_each_of_its_choices(make_request: MakeRequest) -> None:
+    sent, _ = play([[Submit(make_request("long", 300, 300, choices=3))]])
+    outputs = [message.output for message in sent if isinstance(message, Events)]
+    ends = [(one.choice, one.reason) for output in outputs for one in output.finished]
+    assert ends == [(choice, FinishReason.ERROR) for choice in range(3)]
+
+
 def test_stats_answer_between_steps(make_request: MakeRequest) -> None:
     sent, _ = play([[Submit(make_request("a", 3, 90)), GetStats()], [GetStats()]])
     stats = [message.stats for message in sent if isinstance(message, Stats)]

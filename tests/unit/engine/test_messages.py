@@ -30,13 +30,16 @@ from engine.messages import (
 )
 from engine.testing import ArithmeticRunner
 from engine.types import (
+    Constraint,
     Finished,
     FinishReason,
     LayerReport,
+    PromptLogprobs,
     Request,
     SamplingParams,
     StepOutput,
     TokenEvent,
+    TokenLogprobs,
 )
 
 MakeRequest = Callable[..., Request]
@@ -47,18 +50,63 @@ FINISHED = Finished(
     scheduled_at=1.25,
     first_token_at=None,
     finished_at=3.5,
+    choice=3,
+    cached=32,
+    recomputed=48,
+    retry_after_s=2.25,
     preemptions=2,
     stop_token_id=4095,
     message="why",
 )
+LOGPROBS = TokenLogprobs(5, -0.25, 2, [(4, -0.125), (5, -0.25)])
+PROMPTS = [PromptLogprobs("a", [LOGPROBS, LOGPROBS]), PromptLogprobs("b", [])]
+FULL = TokenEvent(id="a", token=4095, choice=2, cached=16, logprobs=LOGPROBS)
+
+
+def defaults_left(value: object) -> list[str]:
+    """Fields that still have their default, which a test of all fields must not leave."""
+    default = type(value)()
+    names = [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
+    return [name for name in names if getattr(value, name) == getattr(default, name)]
 
 
 def test_every_message_to_the_engine_survives(make_request: MakeRequest) -> None:
-    sampling = SamplingParams(temperature=0.7, top_p=0.9, top_k=5, seed=(1 << 64) - 1)
-    full = make_request(
-        "a", [0, 1, 4095], 7, sampling=sampling, stop_token_ids=(1, 2), deadline=2.5, time_limit=1.5
+    sampling = SamplingParams(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=5,
+        min_p=0.1,
+        seed=(1 << 64) - 1,
+        presence_penalty=-2.0,
+        frequency_penalty=2.0,
+        repetition_penalty=1.5,
+        logit_bias=((0, -100.0), (4095, 100.0)),
+        logprobs=20,
+        prompt_logprobs=0,
+        constraint=Constraint(kind="choice", text='["ja", "nein"]'),
     )
-    messages: list[ToEngine] = [Submit(make_request("b")), Submit(full), Cancel("a")]
+    assert not defaults_left(sampling)
+    full = make_request(
+        "a",
+        [0, 1, 4095],
+        7,
+        sampling=sampling,
+        choices=4,
+        priority=-7,
+        queue_deadline=1.25,
+        cache_salt="ä\u0000",
+        stop_token_ids=(1, 2),
+        eos_token_ids=(3,),
+        min_tokens=2,
+        deadline=2.5,
+        time_limit=1.5,
+    )
+    messages: list[ToEngine] = [
+        Submit(make_request("b")),
+        Submit(full),
+        Cancel("a"),
+        Cancel("a", 2),
+    ]
     for message in [*messages, GetStats(), Shutdown()]:
         assert decode_to_engine(encode(message)) == message
 
@@ -70,7 +118,7 @@ def test_every_message_from_the_engine_survives() -> None:
     messages: list[FromEngine] = [
         Loading(1, 2, "x"),
         Ready(report),
-        Events(StepOutput([TokenEvent(id="a", token=0)], [FINISHED])),
+        Events(StepOutput(PROMPTS, [TokenEvent(id="a", token=0), FULL], [FINISHED])),
         Events(StepOutput()),
         Stats(core.stats()),
         LoadFailed("no such file"),
@@ -92,6 +140,7 @@ def test_every_reason_survives(reason: FinishReason) -> None:
         {"type": "Cancel"},
         {"type": "Cancel", "id": 7},
         {"type": "Cancel", "id": None},
+        {"type": "Cancel", "id": "a", "choice": "0"},
         {"type": "Eval", "code": "1"},
         {"id": "a"},
         ["Cancel", "a"],
@@ -139,7 +188,7 @@ def test_cut_or_random_bytes_are_refused(make_request: MakeRequest) -> None:
         EngineConfig(
             model_dir=Path("/m"),
             cache=CacheConfig(dtype="int8", block_size=8, blocks=3, memory_bytes=1 << 40),
-            scheduler=SchedulerConfig(max_sequences=3, token_budget=99),
+            scheduler=SchedulerConfig(max_sequences=3, token_budget=99, max_gap_s=0.25),
             kernels=KernelConfig(backend="reference", threads=2),
         ),
     ],
