@@ -7,6 +7,7 @@ import torch
 
 from engine import batch as batches
 from engine.config import CacheConfig, EngineConfig
+from engine.constraints import Constraints
 from engine.errors import ModelLoadError
 from engine.kv_cache import KV_CACHES, KvCache, KvShape
 from engine.layers.linear import Int8Linear, Linear, Split
@@ -16,6 +17,7 @@ from engine.penalties import add_bias, forbid_ends, penalise
 from engine.sampler import sample
 from engine.self_test import check_linear
 from engine.types import (
+    Constraint,
     ModelReport,
     Request,
     SamplingParams,
@@ -32,8 +34,16 @@ _ONE_THREAD_BYTES = 32 << 20
 class ModelRunner:
     """A loaded model with its cache. ``run`` is the step's only arithmetic."""
 
-    def __init__(self, model: LoadedModel, cache: KvCache, block_size: int, blocks: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        constraints: Constraints,
+        cache: KvCache,
+        block_size: int,
+        blocks: int,
+    ) -> None:
         self._model = model
+        self._constraints = constraints
         self._cache = cache
         self.block_size = block_size
         self.num_blocks = blocks
@@ -48,7 +58,9 @@ class ModelRunner:
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)
-            runner = cls(model, *_allocate(config, model))
+            spec = model.decoder.spec
+            constraints = Constraints.from_folder(config.model_dir, spec.vocabulary_size)
+            runner = cls(model, constraints, *_allocate(config, model))
         runner.warm_up()
         return runner
 
@@ -96,6 +108,7 @@ class ModelRunner:
         def edit(logits_RV: torch.Tensor) -> None:
             add_bias(logits_RV, sequences)
             penalise(logits_RV, sequences)
+            self._constraints.mask(logits_RV, sequences)
             forbid_ends(logits_RV, sequences)
 
         return sample(
@@ -105,6 +118,10 @@ class ModelRunner:
             [sequence.choice for sequence in sequences],
             edit,
         )
+
+    def prepare(self, constraint: Constraint) -> None:
+        """Compiles a constraint, in any thread. Raises ``InvalidRequest``."""
+        self._constraints.compile(constraint)
 
     @torch.inference_mode()
     def logits(self, batch: ScheduledBatch) -> torch.Tensor:

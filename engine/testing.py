@@ -1,6 +1,6 @@
 """Fakes that ship with the engine: a runner whose tokens can be computed by hand."""
 
-from engine.types import ModelReport, ScheduledBatch, StepResult
+from engine.types import Constraint, ModelReport, ScheduledBatch, StepResult
 
 EOS = 0
 
@@ -43,6 +43,9 @@ class ArithmeticRunner:
         return StepResult(
             [self.next_token(item.sequence.tokens) if item.samples else 0 for item in batch.items]
         )
+
+    def prepare(self, constraint: Constraint) -> None:
+        """See ``engine.core.Runner``; its tokens match no constraint."""
 
     def report(self, max_sequence_tokens: int) -> ModelReport:
         """See ``engine.core.Runner``."""
