@@ -557,3 +557,249 @@ async def test_tokenize_and_detokenize_are_each_others_inverse(
     assert await generator.detokenize(ids) == "Hi you"
     with pytest.raises(InvalidRequest):
         await generator.detokenize([97])
+
+
+class Diverging(ArithmeticRunner):
+    """Each choice goes its own way, as if it had been sampled."""
+
+    def expected_of(self, choice: int, count: int, prompt: str = PROMPT) -> list[int]:
+        tokens = Letters().encode(prompt)
+        for _ in range(count):
+            tokens.append(self._next(tokens, choice))
+        return tokens[-count:]
+
+    def run(self, batch: ScheduledBatch) -> StepResult:
+        result = super().run(batch)
+        pairs = zip(batch.items, result.tokens, strict=True)
+        return StepResult(
+            [self._next(i.sequence.tokens, i.sequence.choice) if i.samples else 0 for i, _ in pairs]
+        )
+
+    def _next(self, tokens: list[int], choice: int) -> int:
+        return self.next_token([*tokens, 5 * choice])
+
+
+async def collect_all(generation: Generation) -> list[tuple[str, list[int], End]]:
+    """Text, tokens and end of each choice; each end must come once and last."""
+    texts, tokens = [""] * generation.choices, [list[int]() for _ in range(generation.choices)]
+    ends: dict[int, End] = {}
+    async with asyncio.timeout(10):
+        async for delta in generation:
+            assert delta.choice not in ends
+            texts[delta.choice] += delta.text
+            tokens[delta.choice] += delta.token_ids
+            if delta.end is not None:
+                ends[delta.choice] = delta.end
+    generation.close()
+    return [(texts[n], tokens[n], ends[n]) for n in range(generation.choices)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("max_sequences", [2, 8])
+async def test_each_choice_gets_its_own_tokens_in_order_and_one_end(
+    make_generator: MakeGenerator, max_sequences: int, size: int
+) -> None:
+    runner = Diverging()
+    generator = await make_generator(runner, max_sequences=max_sequences)
+    generation = await generator.start(ask(n=4, coalescing=Coalescing(max_tokens=size)))
+    assert generation.choices == 4
+    for choice, (text, tokens, end) in enumerate(await collect_all(generation)):
+        assert tokens == runner.expected_of(choice, 20)
+        assert text == Letters().decode(tokens)
+        assert (end.reason, end.completion_tokens) == (FinishReason.LENGTH, 20)
+    await idle(generator)
+
+
+async def test_choices_of_many_requests_do_not_mix(make_generator: MakeGenerator) -> None:
+    runner = Diverging()
+    generator = await make_generator(runner, max_open=30, max_sequences=5)
+    prompts = [f"{PROMPT} {n}" for n in range(10)]
+    opened = [await generator.start(ask(p, id=p, max_tokens=7, n=3)) for p in prompts]
+    results = await asyncio.gather(*(collect_all(generation) for generation in opened))
+    for prompt, found in zip(prompts, results, strict=True):
+        wanted = [runner.expected_of(choice, 7, prompt) for choice in range(3)]
+        assert [tokens for _, tokens, _ in found] == wanted
+    assert generator.open_requests == 0
+
+
+async def test_a_stop_string_ends_its_choice_alone(make_generator: MakeGenerator) -> None:
+    runner = Diverging()
+    wholes = [Letters().decode(runner.expected_of(choice, 60)) for choice in range(3)]
+    stop = next(s for n in range(5, 50) if (s := wholes[1][n : n + 3]) not in wholes[0] + wholes[2])
+    generator = await make_generator(runner)
+    generation = await generator.start(ask(max_tokens=60, n=3, stop=(stop,)))
+    found = await collect_all(generation)
+    at = wholes[1].index(stop)
+    assert [text for text, _, _ in found] == [wholes[0], wholes[1][:at], wholes[2]]
+    assert [end.reason for _, _, end in found] == [
+        FinishReason.LENGTH,
+        FinishReason.STOP,
+        FinishReason.LENGTH,
+    ]
+    assert [end.stop for _, _, end in found] == [None, stop, None]
+    assert [end.completion_tokens for _, _, end in found] == [60, at + 3, 60]
+    await idle(generator)
+
+
+class GatedDiverging(Gated, Diverging):
+    """Both."""
+
+
+async def test_a_stop_string_ends_the_engines_work_for_its_choice(
+    make_generator: MakeGenerator,
+) -> None:
+    runner = GatedDiverging()
+    wholes = [Letters().decode(runner.expected_of(choice, 40)) for choice in range(2)]
+    stop = next(wholes[1][n : n + 3] for n in range(5, 30) if wholes[1][n : n + 3] not in wholes[0])
+    at = wholes[1].index(stop) + len(stop)
+    generator = await make_generator(runner)
+    generation = await generator.start(ask(max_tokens=200, n=2, stop=(stop,)))
+    runner.allow(at + 1)  # a choice begins a step later than the first one
+    counts = [0, 0]
+    async with asyncio.timeout(10):
+        deltas = aiter(generation)
+        while counts[1] < at:
+            delta = await anext(deltas)
+            counts[delta.choice] += len(delta.tokens)
+        runner.allow(20)
+        while delta.end is None:
+            delta = await anext(deltas)
+    assert (delta.choice, delta.end.stop) == (1, stop)
+    ran = [item.sequence.choice for batch in runner.steps for item in batch.items]
+    assert ran.count(1) <= at + 1
+    generation.close()
+    runner.allow(1)
+    await idle(generator)
+
+
+async def test_close_ends_all_choices(make_generator: MakeGenerator) -> None:
+    runner = Gated()
+    generator = await make_generator(runner)
+    generation = await generator.start(ask(max_tokens=200, n=4))
+    runner.allow(3)
+    await first(generation)
+    generation.close()
+    runner.allow(1)
+    await idle(generator)
+    assert len(runner.steps) <= 4
+
+
+async def test_choices_take_one_place(make_generator: MakeGenerator) -> None:
+    generator = await make_generator(max_open=1)
+    generation = await generator.start(ask(n=8))
+    assert generator.open_requests == 1
+    assert len(await collect_all(generation)) == 8
+    assert generator.open_requests == 0
+
+
+async def test_a_choice_that_fails_fails_the_generation(make_generator: MakeGenerator) -> None:
+    class Broken(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            tokens = super().run(batch).tokens
+            pairs = zip(batch.items, tokens, strict=True)
+            return StepResult([-1 if i.sequence.choice == 2 else token for i, token in pairs])
+
+    generator = await make_generator(Broken())
+    generation = await generator.start(ask(n=3))
+    with pytest.raises(GenerationFailed):
+        await collect_all(generation)
+    generation.close()
+    await idle(generator)
+
+
+async def test_what_waited_too_long_is_overloaded(make_generator: MakeGenerator) -> None:
+    runner = Gated()
+    generator = await make_generator(runner, max_sequences=1)
+    opened = await generator.start(ask(id="busy", max_tokens=100))
+    runner.allow(1)
+    await first(opened)
+    waiting = await generator.start(ask(id="late", queue_timeout=0.02, n=2))
+    await asyncio.sleep(0.03)
+    runner.allow(3)
+    with pytest.raises(Overloaded, match="queue") as caught:
+        await collect_all(waiting)
+    assert caught.value.retry_after_s > 0
+    for generation in (opened, waiting):
+        generation.close()
+    runner.allow(3)
+    await idle(generator)
+
+
+async def test_a_hopeless_deadline_is_overloaded_and_tells_when_to_try_again(
+    make_generator: MakeGenerator,
+) -> None:
+    class Slow(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            time.sleep(0.01)
+            return super().run(batch)
+
+    generator = await make_generator(Slow())
+    busy = await generator.start(ask(id="busy", max_tokens=200))
+    deltas, _ = await first(busy)
+    for _ in range(3):
+        await anext(deltas)
+    hopeless = await generator.start(
+        ask(max_tokens=200, deadline=time.monotonic() + 1.0, ignore_eos=True)
+    )
+    with pytest.raises(Overloaded) as caught:
+        await collect(hopeless)
+    assert caught.value.retry_after_s >= 1.0
+    for generation in (busy, hopeless):
+        generation.close()
+
+
+async def test_the_end_tells_how_much_of_the_prompt_was_cached(
+    make_generator: MakeGenerator,
+) -> None:
+    generator = await make_generator()
+    prompt = "x" * 13
+
+    async def cached(**values: Any) -> tuple[int, int]:
+        generation = await generator.start(ask(prompt, **values))
+        deltas = [delta async for delta in generation]
+        generation.close()
+        end = deltas[-1].end
+        assert end is not None
+        return deltas[0].tokens[0].cached, end.cached_tokens
+
+    assert await cached() == (0, 0)
+    assert await cached() == (12, 12)
+    assert await cached(cache_salt="mine") == (0, 0)
+    assert await cached(cache_salt="mine") == (12, 12)
+    assert await cached(bypass_cache=True) == (0, 0)
+    assert await cached(bypass_cache=True, id="b") == (0, 0)
+    assert await cached(id="c") == (12, 12)
+
+
+async def test_what_the_caller_asks_of_the_scheduler_reaches_it(
+    make_generator: MakeGenerator,
+) -> None:
+    runner = ArithmeticRunner()
+    generator = await make_generator(runner)
+    before = time.monotonic()
+    await collect_all(
+        await generator.start(
+            ask(n=2, priority=-7, queue_timeout=50.0, cache_salt="s", deadline=before + 500.0)
+        )
+    )
+    request = runner.steps[0].items[0].sequence.request
+    assert (request.choices, request.priority, request.cache_salt) == (2, -7, "s")
+    assert request.stopping.deadline == before + 500.0
+    assert request.queue_deadline == request.arrival + 50.0
+    assert before <= request.arrival <= time.monotonic()
+
+
+async def test_a_higher_priority_overtakes(make_generator: MakeGenerator) -> None:
+    runner = Gated()
+    generator = await make_generator(runner, max_sequences=1)
+    opened = [
+        await generator.start(ask(id=name, priority=priority, max_tokens=3))
+        for name, priority in (("busy", 5), ("low", 0), ("high", 1))
+    ]
+    runner.allow(100)
+    ends = [(await collect(generation))[2] for generation in opened]
+    busy, low, high = (end.scheduled for end in ends)
+    assert busy is not None
+    assert low is not None
+    assert high is not None
+    assert busy < high < low

@@ -8,6 +8,8 @@ import pytest
 from engine.client.defaults import GenerationDefaults
 from engine.client.requests import GenerationRequest
 from engine.client.validation import (
+    MAX_CHOICES,
+    MAX_PRIORITY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_IDS,
     MAX_STOPS,
@@ -23,6 +25,7 @@ from engine.errors import InvalidRequest
 from engine.testing import ArithmeticRunner
 from engine.types import StoppingParams
 
+NEVER_NONE = {"prompt", "stop_token_ids", "n", "priority"}
 LIMITS = Limits(vocabulary_size=100, max_sequence_tokens=64)
 
 
@@ -39,13 +42,16 @@ def request(**values: Any) -> GenerationRequest:
         ("seed", [0, 1, (1 << 63), (1 << 64) - 1]),
         ("max_tokens", [1, 64]),
         ("max_duration", [1e-3, 1, 86400.0]),
+        ("n", [1, MAX_CHOICES]),
+        ("priority", [-MAX_PRIORITY, 0, MAX_PRIORITY]),
+        ("queue_timeout", [1e-3, 1, 86400.0]),
         ("stop", [(), ("a",), ("a" * MAX_STOP_CHARACTERS,) * MAX_STOPS]),
         ("stop_token_ids", [(), (0, 99), (5,) * MAX_STOP_IDS]),
         ("prompt", ["", [], [0, 99]]),
     ],
 )
 def test_values_within_bounds_pass(name: str, good: list[Any]) -> None:
-    for value in [*good, *([] if name in ("prompt", "stop_token_ids") else [None])]:
+    for value in [*good, *([] if name in NEVER_NONE else [None])]:
         check(request(**{name: value}), LIMITS)
 
 
@@ -61,6 +67,9 @@ NUMBERS_THAT_ARE_NONE = [math.nan, math.inf, -math.inf]
         ("seed", "sampling.seed", [-1, 1 << 64]),
         ("max_tokens", "stopping.max_tokens", [0, -1, 65, 10**18]),
         ("max_duration", "stopping.max_duration", [0, 1e-4, 86401, *NUMBERS_THAT_ARE_NONE]),
+        ("n", "sampling.n", [0, -1, MAX_CHOICES + 1]),
+        ("priority", "scheduling.priority", [-MAX_PRIORITY - 1, MAX_PRIORITY + 1]),
+        ("queue_timeout", "scheduling.queue_timeout", [0, -1, 86401, *NUMBERS_THAT_ARE_NONE]),
         ("stop", "stopping.stop", [("",), ("a", ""), ("a",) * 17, ("a" * 257,)]),
         ("stop_token_ids", "stopping.stop_token_ids", [(-1,), (100,), (1,) * 129]),
         ("prompt", "token_ids", [[-1], [100], [1, 2, 10**30]]),
