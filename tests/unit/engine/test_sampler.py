@@ -89,6 +89,37 @@ def test_top_p_counts_what_top_k_left() -> None:
     assert counts.tolist() == [0, 500, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("min_p", "size"), [(0.0, 4), (0.24, 4), (0.26, 3), (0.49, 3), (0.51, 2), (0.76, 1), (1.0, 1)]
+)
+def test_min_p_draws_what_is_likely_enough_beside_the_likeliest(min_p: float, size: int) -> None:
+    probabilities = torch.tensor([0.1, 0.4, 0.2, 0.3])
+    counts = drawn(probabilities.log(), 3000, temperature=1.0, min_p=min_p)
+    largest = probabilities.topk(size).indices
+    wanted = torch.zeros(4).index_copy(0, largest, probabilities[largest])
+    if size > 3:
+        assert_distributed(counts, wanted)
+    assert set(counts.nonzero()[:, 0].tolist()) == set(largest.tolist())
+
+
+def test_min_p_of_zero_changes_no_draw_of_the_neighbours() -> None:
+    logits = torch.stack([random_logits(50, seed) for seed in range(8)])
+    params = [SamplingParams(temperature=1.5, seed=seed) for seed in range(8)]
+    mixed = [
+        SamplingParams(temperature=1.5, seed=seed, min_p=0.3 * (seed % 2)) for seed in range(8)
+    ]
+    assert sample(logits, params, [0] * 8)[::2] == sample(logits, mixed, [0] * 8)[::2]
+
+
+def test_tokens_without_probability_are_never_drawn() -> None:
+    def edit(logits_RV: Tensor) -> None:
+        logits_RV[:, 3:] = -torch.inf
+
+    params = [SamplingParams(temperature=50.0, seed=seed) for seed in range(500)]
+    tokens = sample(rows(random_logits(40), 500), params, [0] * 500, edit=edit)
+    assert set(tokens) == {0, 1, 2}
+
+
 def test_equal_logits_are_cut_to_exactly_k() -> None:
     counts = drawn(torch.zeros(16), 500, temperature=1.0, top_k=4)
     assert int((counts > 0).sum()) == 4
@@ -145,6 +176,22 @@ def test_neighbouring_seeds_do_not_share_a_shifted_sequence() -> None:
     first = [uniform_number(1, position) for position in range(50)]
     for seed in range(2, 30):
         assert not set(first) & {uniform_number(seed, position) for position in range(50)}
+
+
+def test_choices_draw_differently_and_the_first_as_if_there_were_no_others() -> None:
+    params = [SamplingParams(temperature=1.0, seed=5)] * 60
+    positions, logits = list(range(60)), rows(torch.zeros(1000), 60)
+    first, *others = (sample(logits, params, positions, [choice] * 60) for choice in range(4))
+    assert first == sample(logits, params, positions)
+    for other in others:
+        assert sum(a == b for a, b in zip(first, other, strict=True)) < 5
+    numbers = {
+        uniform_number(seed, position, choice)
+        for seed in range(20)
+        for position in range(20)
+        for choice in range(20)
+    }
+    assert len(numbers) == 8000
 
 
 @pytest.mark.parametrize("seed", [0, (1 << 63), (1 << 64) - 1])
