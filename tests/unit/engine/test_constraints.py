@@ -120,7 +120,8 @@ def test_all_at_once_in_little_memory_match(
             core.submit(request(name, constraint, choices=2, **sampling))
     core.submit(request("free", None, max_tokens=30))
     found = finish(core)
-    assert core.stats().preemptions > 0
+    if temperature == 0:
+        assert core.stats().preemptions > 0
     assert len(found) == 17
     for (name, _), (reason, tokens) in found.items():
         text = tokenizer.decode(tokens)

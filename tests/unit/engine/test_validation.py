@@ -1,14 +1,18 @@
 """Validation: each bound from both sides, and values that are no numbers."""
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
+from engine.client.constraints import MAX_CHARACTERS, MAX_VALUES, choice_constraint
 from engine.client.defaults import GenerationDefaults
 from engine.client.requests import GenerationRequest
 from engine.client.validation import (
+    MAX_BIASES,
     MAX_CHOICES,
+    MAX_LOGPROBS,
     MAX_PRIORITY,
     MAX_STOP_CHARACTERS,
     MAX_STOP_IDS,
@@ -21,11 +25,11 @@ from engine.client.validation import (
 )
 from engine.config import SchedulerConfig
 from engine.core import EngineCore
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, NotServed
 from engine.testing import ArithmeticRunner
-from engine.types import StoppingParams
+from engine.types import Constraint, StoppingParams
 
-NEVER_NONE = {"prompt", "stop_token_ids", "n", "priority"}
+OPTIONAL = {each.name for each in fields(GenerationRequest) if "None" in str(each.type)}
 LIMITS = Limits(vocabulary_size=100, max_sequence_tokens=64)
 
 
@@ -47,11 +51,20 @@ def request(**values: Any) -> GenerationRequest:
         ("queue_timeout", [1e-3, 1, 86400.0]),
         ("stop", [(), ("a",), ("a" * MAX_STOP_CHARACTERS,) * MAX_STOPS]),
         ("stop_token_ids", [(), (0, 99), (5,) * MAX_STOP_IDS]),
+        ("min_p", [0.0, 1e-9, 1.0]),
+        ("presence_penalty", [-2.0, 0.0, 2.0]),
+        ("frequency_penalty", [-2.0, 0.0, 2.0]),
+        ("repetition_penalty", [0.01, 1.0, 100.0]),
+        ("logit_bias", [(), ((0, -100.0), (99, 100.0))]),
+        ("logprobs", [0, MAX_LOGPROBS]),
+        ("prompt_logprobs", [0, MAX_LOGPROBS]),
+        ("min_tokens", [0, 64]),
+        ("constraint", [Constraint(kind="regex", text="a" * MAX_CHARACTERS)]),
         ("prompt", ["", [], [0, 99]]),
     ],
 )
 def test_values_within_bounds_pass(name: str, good: list[Any]) -> None:
-    for value in [*good, *([] if name in NEVER_NONE else [None])]:
+    for value in [*good, *([None] if name in OPTIONAL else [])]:
         check(request(**{name: value}), LIMITS)
 
 
@@ -72,6 +85,37 @@ NUMBERS_THAT_ARE_NONE = [math.nan, math.inf, -math.inf]
         ("queue_timeout", "scheduling.queue_timeout", [0, -1, 86401, *NUMBERS_THAT_ARE_NONE]),
         ("stop", "stopping.stop", [("",), ("a", ""), ("a",) * 17, ("a" * 257,)]),
         ("stop_token_ids", "stopping.stop_token_ids", [(-1,), (100,), (1,) * 129]),
+        ("min_p", "sampling.min_p", [-1e-9, 1.0001, *NUMBERS_THAT_ARE_NONE]),
+        ("presence_penalty", "sampling.presence_penalty", [-2.1, 2.1, *NUMBERS_THAT_ARE_NONE]),
+        ("frequency_penalty", "sampling.frequency_penalty", [-2.1, 2.1, *NUMBERS_THAT_ARE_NONE]),
+        (
+            "repetition_penalty",
+            "sampling.repetition_penalty",
+            [0.0, -1.0, 0.009, 101.0, 1e-40, *NUMBERS_THAT_ARE_NONE],
+        ),
+        (
+            "logit_bias",
+            "sampling.logit_bias",
+            [
+                ((100, 1.0),),
+                ((-1, 1.0),),
+                ((1, 100.1),),
+                ((1, -100.1),),
+                ((1, 1.0),) * (MAX_BIASES + 1),
+                *(((1, bad),) for bad in NUMBERS_THAT_ARE_NONE),
+            ],
+        ),
+        ("logprobs", "output.logprobs", [-1, 21, 10**18]),
+        ("prompt_logprobs", "output.prompt_logprobs", [-1, 21, 10**18]),
+        ("min_tokens", "stopping.min_tokens", [-1, 65, 10**18]),
+        (
+            "constraint",
+            "structured.regex",
+            [
+                Constraint(kind="regex", text=""),
+                Constraint(kind="regex", text="a" * (MAX_CHARACTERS + 1)),
+            ],
+        ),
         ("prompt", "token_ids", [[-1], [100], [1, 2, 10**30]]),
     ],
 )
@@ -111,6 +155,16 @@ def test_what_is_open_comes_from_the_model() -> None:
 def test_what_is_said_wins_also_where_it_is_zero() -> None:
     params = sampling_params(request(temperature=0.0, top_k=0, top_p=1.0, seed=0), DEFAULTS)
     assert (params.temperature, params.top_p, params.top_k, params.seed) == (0.0, 1.0, 0, 0)
+
+
+def test_what_the_model_says_of_penalties_and_min_p_holds_until_the_request_does() -> None:
+    defaults = GenerationDefaults(min_p=0.25, repetition_penalty=1.5)
+    open_, said = (
+        sampling_params(each, defaults)
+        for each in (request(), request(min_p=0.0, repetition_penalty=1.0))
+    )
+    assert (open_.min_p, open_.repetition_penalty) == (0.25, 1.5)
+    assert (said.min_p, said.repetition_penalty) == (0.0, 1.0)
 
 
 def test_a_request_without_a_seed_gets_a_random_one_of_64_bits() -> None:
@@ -160,3 +214,52 @@ def test_max_duration_counts_from_arrival_and_deadline_is_a_time() -> None:
     params = stopping(3, max_duration=2.5, deadline=101.0)
     assert (params.time_limit, params.deadline) == (102.5, 101.0)
     assert (stopping(3).time_limit, stopping(3).deadline) == (None, None)
+
+
+REGEX = Constraint(kind="regex", text="a")
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "values"),
+    [(10, {"min_tokens": 6, "max_tokens": 5}), (60, {"min_tokens": 5})],
+)
+def test_min_tokens_must_be_able_to_come(prompt_tokens: int, values: dict[str, int]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        stopping(prompt_tokens, **values)
+    assert caught.value.field == "stopping.min_tokens"
+    assert stopping(10, min_tokens=5, max_tokens=5).min_tokens == 5
+
+
+def test_log_probabilities_of_a_prompt_must_fit_a_message() -> None:
+    limits = Limits(vocabulary_size=100, max_sequence_tokens=10**6)
+    stopping_params(request(prompt_logprobs=0), DEFAULTS, limits, 100_000, 0.0)
+    with pytest.raises(InvalidRequest) as caught:
+        stopping_params(request(prompt_logprobs=1), DEFAULTS, limits, 100_000, 0.0)
+    assert caught.value.field == "output.prompt_logprobs"
+
+
+def test_structured_output_needs_an_end_token() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check(request(constraint=REGEX, ignore_eos=True), LIMITS)
+    assert caught.value.field == "stopping.ignore_eos"
+    with pytest.raises(InvalidRequest) as caught:
+        stopping_params(request(constraint=REGEX), GenerationDefaults(), LIMITS, 3, 0.0)
+    assert caught.value.field == "structured"
+
+
+def test_without_llguidance_structured_output_is_not_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.client.constraints.find_spec", lambda name: None)
+    check(request(), LIMITS)
+    with pytest.raises(NotServed, match="llguidance") as caught:
+        check(request(constraint=REGEX), LIMITS)
+    assert caught.value.field == "structured.regex"
+
+
+def test_a_choice_has_values_and_none_of_them_is_empty() -> None:
+    assert choice_constraint(["a", "b"]).text == '["a", "b"]'
+    for values in ([], [""], ["a", ""], ["a"] * (MAX_VALUES + 1)):
+        with pytest.raises(InvalidRequest) as caught:
+            choice_constraint(values)
+        assert caught.value.field == "structured.choice"
