@@ -11,7 +11,9 @@ def expiry(sequence: Sequence, now: float) -> tuple[FinishReason, str] | None:
         return FinishReason.DEADLINE, ""
     if stopping.time_limit is not None and now >= stopping.time_limit:
         return FinishReason.TIME_LIMIT, ""
-    waiting = sequence.scheduled_at is None
+    # A choice that waits for its leader belongs to a request that runs.
+    parts = (sequence, sequence.leader or sequence)
+    waiting = all(part.scheduled_at is None for part in parts)
     if waiting and request.queue_deadline is not None and now >= request.queue_deadline:
         return FinishReason.REFUSED, "queue_timeout passed before the request could run"
     return None

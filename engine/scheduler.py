@@ -9,6 +9,7 @@ that there is no livelock. No tensors, no clock of its own.
 """
 
 import bisect
+from operator import attrgetter
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
@@ -29,9 +30,7 @@ from engine.types import (
     TokenLogprobs,
 )
 
-
-def _order(sequence: Sequence) -> tuple[int, float, float, int]:
-    return sequence.order
+_order = attrgetter("order")
 
 
 class Scheduler:
@@ -256,8 +255,7 @@ class Scheduler:
             budget -= length
 
     def _fits(self, sequence: Sequence) -> bool:
-        prefix = self._known_prefix(sequence)
-        return self._blocks.can_share_and_grow(prefix, len(sequence.tokens))
+        return self._blocks.can_share_and_grow(self._known_prefix(sequence), len(sequence.tokens))
 
     def _known_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the sequence's beginning; one token at least is left to compute."""
@@ -344,20 +342,7 @@ class Scheduler:
         queue = self._running if sequence in self._running else self._waiting
         queue.remove(sequence)
         self._blocks.release(sequence.block_table)
-        return Finished(
-            id=sequence.id,
-            reason=reason,
-            choice=sequence.choice,
-            cached=sequence.cached,
-            recomputed=sequence.recomputed,
-            retry_after_s=retry_after_s,
-            scheduled_at=sequence.scheduled_at,
-            first_token_at=sequence.first_token_at,
-            finished_at=now,
-            preemptions=sequence.preemptions,
-            stop_token_id=stop,
-            message=message,
-        )
+        return sequence.end(reason, now, stop=stop, message=message, retry_after_s=retry_after_s)
 
 
 def _cheapest(sequences: list[Sequence]) -> Sequence:

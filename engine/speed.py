@@ -19,13 +19,17 @@ class StepSpeed:
         return f"<StepSpeed decode {self.decode_s} s, prompt token {self.prompt_token_s} s>"
 
     def observe(self, seconds: float, prompt_tokens: int) -> None:
-        """Takes in a step. Small chunks tell too little about prompts and are left out."""
+        """Takes in a step. Small chunks tell only that prompts are no slower than that."""
         if prompt_tokens == 0:
             self.decode_s = _average(self.decode_s, seconds)
         elif prompt_tokens >= _ENOUGH_PROMPT_TOKENS:
             per_token = max(0.0, seconds - (self.decode_s or 0.0)) / prompt_tokens
             self.prompt_token_s = _average(self.prompt_token_s, per_token)
             self._last_prompt_token_s = per_token
+        elif self.prompt_token_s is not None:
+            most = seconds / prompt_tokens
+            self.prompt_token_s = min(self.prompt_token_s, most)
+            self._last_prompt_token_s = min(self._last_prompt_token_s, most)
 
     def prompt_tokens_within(self, seconds: float) -> int | None:
         """Prompt tokens that a step may take beside its decodes; None where not measured."""
@@ -50,4 +54,5 @@ class StepSpeed:
 
 def _average(old: float | None, new: float) -> float:
     # One step that the machine held up must not count for a long time.
-    return new if old is None else old + _WEIGHT * (min(new, _OUTLIER * old) - old)
+    # A coarse clock may have said 0, which is as good as nothing.
+    return old + _WEIGHT * (min(new, _OUTLIER * old) - old) if old else new

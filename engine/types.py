@@ -146,6 +146,31 @@ class Sequence:
         """Tokens whose KV is not in the cache yet; 1 in a plain decode step."""
         return len(self.tokens) - self.computed
 
+    def end(
+        self,
+        reason: FinishReason,
+        now: float,
+        *,
+        stop: int | None = None,
+        message: str = "",
+        retry_after_s: float = 1.0,
+    ) -> "Finished":
+        """The terminal event of this choice."""
+        return Finished(
+            id=self.id,
+            reason=reason,
+            choice=self.choice,
+            cached=self.cached,
+            recomputed=self.recomputed,
+            retry_after_s=retry_after_s,
+            scheduled_at=self.scheduled_at,
+            first_token_at=self.first_token_at,
+            finished_at=now,
+            preemptions=self.preemptions,
+            stop_token_id=stop,
+            message=message,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:

@@ -160,7 +160,7 @@ async def serve(config: ServerConfig) -> int:
         service.serving.on_progress = _log_progress
         say(ready_lines(config, service.serving, service.port, time.monotonic() - begin))
         await stop.wait()
-        say(f"draining {service.serving.open_requests} requests; again to end at once")
+        say(f"draining, {service.serving.open_requests} requests are open; again to end at once")
         await _first(service.drain(), force)
         return 0
     finally:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from server.config import ServerConfig
+from server.config import DEFAULT_PORT, ServerConfig
 from server.serving import Progress, Serving
 from venturi.v1 import admin_pb2 as pb
 
@@ -88,7 +88,8 @@ def ready_lines(config: ServerConfig, serving: Serving, port: int, seconds: floa
         f"{serving.name}@{serving.variant}, {report.weights} weights, {report.kv_dtype} KV cache "
         f"of {report.kv_blocks * report.kv_block_size} tokens"
     )
-    target = f" --target {config.host}:{port}" if port != 50051 else ""
+    usual = (config.host, port) == ("127.0.0.1", DEFAULT_PORT)
+    target = "" if usual else f" --target {config.host}:{port}"
     return (
         f"ready on {config.host}:{port} in {seconds:.1f} s ({what}); try:\n"
         f'  {_command()} generate "{_EXAMPLE}" --max-tokens 60{target}'

@@ -73,6 +73,9 @@ async def _artefact(
 ) -> Path:
     if config.recipe == NO_RECIPE:
         return config.model
+    # What compressing would carry along broken is looked at before the work.
+    if config.model.is_dir():
+        Tokenizer.from_folder(config.model)
     begin = time.time_ns()
     serving.report(Progress(phase=pb.PHASE_COMPRESSING))
     result = await compress(config.model, config.recipe, config.cache_dir, serving.report)

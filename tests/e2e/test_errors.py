@@ -42,6 +42,41 @@ MORE_INVALID = [
         "stopping.max_duration",
         pb.GenerateRequest(text="x", stopping={"max_duration": {"seconds": -5}}),
     ),
+    ("sampling.min_p", pb.GenerateRequest(text="x", sampling=pb.Sampling(min_p=NAN))),
+    (
+        "sampling.repetition_penalty",
+        pb.GenerateRequest(text="x", sampling=pb.Sampling(repetition_penalty=0)),
+    ),
+    (
+        "sampling.presence_penalty",
+        pb.GenerateRequest(text="x", sampling=pb.Sampling(presence_penalty=INF)),
+    ),
+    (
+        "sampling.logit_bias",
+        pb.GenerateRequest(text="x", sampling=pb.Sampling(logit_bias={4096: 1.0})),
+    ),
+    ("output.logprobs", pb.GenerateRequest(text="x", output=pb.OutputOptions(logprobs=21))),
+    (
+        "stopping.min_tokens",
+        pb.GenerateRequest(text="x", stopping=pb.Stopping(min_tokens=3, max_tokens=2)),
+    ),
+    (
+        "stopping.ignore_eos",
+        pb.GenerateRequest(text="x", structured={"regex": "a"}, stopping={"ignore_eos": True}),
+    ),
+    ("structured.choice", pb.GenerateRequest(text="x", structured={"choice": {}})),
+    ("structured.regex", pb.GenerateRequest(text="x", structured={"regex": "(((("})),
+    ("structured.regex", pb.GenerateRequest(text="x", structured={"regex": ""})),
+    ("structured.grammar", pb.GenerateRequest(text="x", structured={"grammar": "start: x"})),
+    ("structured.json_schema", pb.GenerateRequest(text="x", structured={"json_schema": "{"})),
+    (
+        "structured.json_schema",
+        pb.GenerateRequest(text="x", structured={"json_schema": '{"a":' * 5000 + "1" + "}" * 5000}),
+    ),
+    (
+        "structured.json_schema",
+        pb.GenerateRequest(text="x", structured={"json_schema": " " * 100_000}),
+    ),
     ("input", pb.GenerateRequest(text="")),
     ("input", pb.GenerateRequest(text="word " * 5000)),
     ("input", pb.GenerateRequest(token_ids=pb.TokenIds())),
@@ -55,12 +90,6 @@ MORE_INVALID = [
     ),
 ]
 UNSERVED = {
-    "sampling.n": pb.GenerateRequest(text="x", sampling=pb.Sampling(n=2)),
-    "sampling.min_p": pb.GenerateRequest(text="x", sampling=pb.Sampling(min_p=0.1)),
-    "sampling.logit_bias": pb.GenerateRequest(text="x", sampling=pb.Sampling(logit_bias={3: 1.0})),
-    "structured.regex": pb.GenerateRequest(text="x", structured=pb.Structured(regex="a+")),
-    "output.logprobs": pb.GenerateRequest(text="x", output=pb.OutputOptions(logprobs=0)),
-    "scheduling.priority": pb.GenerateRequest(text="x", scheduling=pb.Scheduling(priority=1)),
     "prompt_compression.mode": pb.GenerateRequest(
         text="x", prompt_compression=pb.PromptCompression(mode=pb.PromptCompression.MODE_ON)
     ),

@@ -197,7 +197,7 @@ def test_a_second_signal_ends_at_once(cache_dir: Path, pool: tuple[str, ...]) ->
         )
         stream.wait_for(lambda m: m)
         server.process.send_signal(signal.SIGINT)
-        server.wait_for(re.compile("draining 1 requests"))
+        server.wait_for(re.compile("draining, 1 requests"))
         server.process.send_signal(signal.SIGINT)
         stream.join()
         assert stream.code is grpc.StatusCode.UNAVAILABLE

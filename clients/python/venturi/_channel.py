@@ -30,6 +30,8 @@ def channel_options(max_retries: int) -> list[tuple[str, str | int]]:
         # Log probabilities are large; a request larger than the retry buffer is never retried.
         ("grpc.max_receive_message_length", 64 * _MIB),
         ("grpc.per_rpc_retry_buffer_size", 4 * _MIB),
+        # Without it a synchronous stream whose retry cannot connect never gets a status.
+        ("grpc.experimental.ChannelOptions.SingleThreadedUnaryStream", 1),
         ("grpc.primary_user_agent", "venturi-python"),
     ]
 
