@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from server.testing import ServerProcess
-from venturi import Client, BadRequestError
+from venturi import BadRequestError, Client
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 
