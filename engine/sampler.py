@@ -13,6 +13,8 @@ from engine.types import SamplingParams
 
 _MASK = (1 << 64) - 1
 NOT_FINITE = -1
+# Tokens that a draw looks at first.
+_HEAD = 256
 # Changes logits in place: penalties, or -inf for tokens that are not allowed.
 Edit = Callable[[Tensor], None]
 
@@ -46,25 +48,61 @@ def sample(
 
 
 def _draw(logits_RV: Tensor, params: list[SamplingParams], uniform: list[float]) -> Tensor:
-    """Temperature, then top-k, top-p and min-p, in the order of transformers."""
-    sorted_RV, order_RV = logits_RV.sort(dim=1, descending=True, stable=True)
-    # Differences to the largest logit: no temperature is too small for them.
-    sorted_RV = (sorted_RV - sorted_RV[:, :1]) / _column([p.temperature for p in params])
+    """From the likeliest tokens; from all where these do not decide it: sorting them is dear."""
+    tokens_R, decided_R = _draw_among(_HEAD, logits_RV, params, uniform)
+    rest = (~decided_R).nonzero()[:, 0].tolist()
+    if rest:
+        some = [params[i] for i in rest], [uniform[i] for i in rest]
+        tokens_R[rest], _ = _draw_among(logits_RV.shape[1], logits_RV[rest], *some)
+    return tokens_R
+
+
+def _draw_among(
+    count: int, logits_RV: Tensor, params: list[SamplingParams], uniform: list[float]
+) -> tuple[Tensor, Tensor]:
+    """Temperature, then top-k, top-p and min-p, in the order of transformers.
+
+    Looks at the ``count`` largest logits of a row. The second result says where all others
+    would not change the token.
+    """
     vocabulary = logits_RV.shape[1]
+    count = min(count, vocabulary)
+    largest_RK, order_RK = _largest(logits_RV, count)
+    temperature = _column([p.temperature for p in params])
+    # Differences to the largest logit: no temperature is too small for them.
+    weights_RK = ((largest_RK - largest_RK[:, :1]) / temperature).exp()
     top_k = torch.tensor([p.top_k or vocabulary for p in params])[:, None]
-    sorted_RV = sorted_RV.masked_fill(torch.arange(vocabulary) >= top_k, -torch.inf)
-    probabilities = sorted_RV.softmax(dim=1)
+    weights_RK = weights_RK.masked_fill(torch.arange(count) >= top_k, 0.0)
+    total = weights_RK.sum(dim=1, keepdim=True)
+    more = (top_k > count)[:, 0].nonzero()[:, 0]
+    if len(more):
+        differences_RV = (logits_RV[more] - largest_RK[more, :1]) / temperature[more]
+        total[more] = differences_RV.exp().sum(dim=1, keepdim=True)
+    probabilities = weights_RK / total
     cumulative = probabilities.cumsum(dim=1)
     # top-p keeps the smallest set of tokens whose probabilities reach p; min-p those that are at
     # least p times as likely as the likeliest.
     kept = cumulative - probabilities < _column([p.top_p for p in params])
-    kept &= sorted_RV >= _column([p.min_p for p in params]).log()
-    kept &= sorted_RV > -torch.inf
-    total = (probabilities * kept).sum(dim=1, keepdim=True)
-    point = _column(uniform) * total
+    kept &= (weights_RK >= _column([p.min_p for p in params])) & (weights_RK > 0)
+    everything = torch.tensor([p.top_p >= 1 and p.min_p == 0 for p in params])[:, None]
+    goes_on = kept[:, -1:] & (top_k > count)
+    mass = (probabilities * kept).sum(dim=1, keepdim=True)
+    point = _column(uniform) * torch.where(goes_on, 1.0, mass)
     rank = (cumulative <= point).sum(dim=1, keepdim=True)
+    decided = ~goes_on | (everything & (rank < count))
     rank = rank.minimum(kept.sum(dim=1, keepdim=True) - 1)
-    return order_RV.gather(1, rank)[:, 0]
+    # Which of equal logits are among the largest is not certain.
+    decided &= (largest_RK.gather(1, rank) > largest_RK[:, -1:]) | (count == vocabulary)
+    return order_RK.gather(1, rank)[:, 0], decided[:, 0]
+
+
+def _largest(logits_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row with their columns, in descending order; of equals the first."""
+    if count == logits_RV.shape[1]:
+        return logits_RV.sort(dim=1, descending=True, stable=True)
+    columns_RK = logits_RV.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    values_RK, order_RK = logits_RV.gather(1, columns_RK).sort(dim=1, descending=True, stable=True)
+    return values_RK, columns_RK.gather(1, order_RK)
 
 
 def _column(values: list[float]) -> Tensor:
