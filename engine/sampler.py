@@ -90,6 +90,8 @@ def _draw_among(
     point = _column(uniform) * torch.where(goes_on, 1.0, mass)
     rank = (cumulative <= point).sum(dim=1, keepdim=True)
     decided = ~goes_on | (everything & (rank < count))
+    # Between the two the sum of what top-k leaves is not known.
+    decided &= (top_k <= count) | (top_k >= vocabulary)
     rank = rank.minimum(kept.sum(dim=1, keepdim=True) - 1)
     # Which of equal logits are among the largest is not certain.
     decided &= (largest_RK.gather(1, rank) > largest_RK[:, -1:]) | (count == vocabulary)

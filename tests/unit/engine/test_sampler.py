@@ -1,5 +1,7 @@
 """The sampler: distributions, determinism, and rows that must not touch each other."""
 
+import random
+
 import pytest
 import torch
 from torch import Tensor
@@ -216,3 +218,26 @@ def test_a_row_that_is_not_finite_is_named_and_leaves_the_others_alone(
 
 def test_a_vocabulary_of_one_token_has_no_choice() -> None:
     assert drawn(torch.tensor([-3.0]), 20, temperature=1.0, top_p=0.5, top_k=7).tolist() == [20]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_look_at_the_likeliest_draws_what_a_look_at_all_draws(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    logits = torch.stack([random_logits(600, n, chance.choice([0.5, 3.0, 8.0])) for n in range(48)])
+    if seed % 3 == 0:
+        logits = (logits * 2).round() / 2  # many equal ones
+    params = [
+        SamplingParams(
+            temperature=chance.choice([0.01, 0.7, 1.0, 9.0]),
+            top_k=chance.choice([0, 1, 5, 255, 256, 257, 400]),
+            top_p=chance.choice([1.0, 0.999, 0.9, 0.5]),
+            min_p=chance.choice([0.0, 0.0, 1e-4, 0.05]),
+            seed=n,
+        )
+        for n in range(48)
+    ]
+    found = sample(logits, params, [seed] * 48)
+    monkeypatch.setattr("engine.sampler._HEAD", 600)
+    assert sample(logits, params, [seed] * 48) == found
