@@ -4,6 +4,7 @@ import json
 from typing import NamedTuple
 
 import grpc
+import grpc.experimental
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
@@ -31,7 +32,7 @@ def channel_options(max_retries: int) -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", 64 * _MIB),
         ("grpc.per_rpc_retry_buffer_size", 4 * _MIB),
         # Without it a synchronous stream whose retry cannot connect never gets a status.
-        ("grpc.experimental.ChannelOptions.SingleThreadedUnaryStream", 1),
+        (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
         ("grpc.primary_user_agent", "venturi-python"),
     ]
 
