@@ -743,7 +743,7 @@ async def test_a_hopeless_deadline_is_overloaded_and_tells_when_to_try_again(
     )
     with pytest.raises(Overloaded) as caught:
         await collect(hopeless)
-    assert caught.value.retry_after_s >= 1.0
+    assert caught.value.retry_after_s >= 1.9, "200 steps of 10 ms"
     for generation in (busy, hopeless):
         generation.close()
 

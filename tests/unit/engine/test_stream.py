@@ -124,6 +124,19 @@ async def test_later_tokens_gather_until_the_delay_is_over() -> None:
     assert ids(await soon(stream, coalescing)) == [2]
 
 
+async def test_tokens_that_trickle_do_not_prolong_the_delay() -> None:
+    """It counts from the first of them."""
+    stream, coalescing = TokenStream(), Coalescing(max_tokens=10_000, max_delay=0.05)
+    put(stream, [0])
+    await stream.next(coalescing)
+    waiting = asyncio.ensure_future(stream.next(coalescing))
+    async with asyncio.timeout(5):
+        while not waiting.done():
+            put(stream, [1])
+            await asyncio.sleep(0.002)
+    assert ids(await waiting)
+
+
 async def test_the_end_does_not_wait_for_the_delay() -> None:
     stream, slow = TokenStream(), Coalescing(max_tokens=99, max_delay=60.0)
     put(stream, [0])
