@@ -464,19 +464,24 @@ def test_before_it_is_measured_the_budget_alone_bounds_a_step(
     assert rig.step() == {"talker": 1, "reader": 63}
 
 
+@pytest.mark.parametrize("decode_s", [0.01, 0.05])
+@pytest.mark.parametrize("when", ["first", "later"])
 def test_one_slow_step_does_not_shrink_chunks_for_ever(
-    make_rig: MakeRig, make_request: MakeRequest
+    make_rig: MakeRig, make_request: MakeRequest, when: str, decode_s: float
 ) -> None:
     """While others decode all the time, small chunks are all there is to measure."""
-    rig = make_rig(blocks=512, context_length=2048, token_budget=512, max_gap_s=0.11)
-    rig.cost = lambda decodes, prompt_tokens: 0.01 + 0.1 * prompt_tokens  # the first is slow
-    rig.add(make_request("first", 40, 1))
-    rig.step()
-    rig.cost = lambda decodes, prompt_tokens: 0.01 + 0.001 * prompt_tokens
+    rig = make_rig(blocks=512, block_size=16, context_length=4096, token_budget=512, max_gap_s=0.1)
+    rig.cost = lambda decodes, prompt_tokens: decode_s + 0.0001 * prompt_tokens
     rig.add(make_request("talker", 1, 1000))
     rig.step()
-    lengths = []
-    for n in range(40):
-        rig.add(make_request(f"reader {n}", 60, 1))
-        lengths.append(sum(rig.step().values()))
-    assert max(lengths) > 60
+    rig.step()
+    for n in range(4 if when == "later" else 0):
+        rig.add(make_request(f"{n}", 300, 1))
+        rig.step()
+    usual, rig.cost = rig.cost, lambda decodes, prompt_tokens: 5.0
+    rig.add(make_request("held up", 300, 1))
+    rig.step()
+    rig.cost = usual
+    rig.add(make_request("reader", 3000, 1))
+    lengths = [rig.step().get("reader", 0) for _ in range(60)]
+    assert max(lengths) > 200
