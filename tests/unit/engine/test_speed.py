@@ -49,6 +49,12 @@ def test_speeds_follow_the_steps() -> None:
     assert speed.prompt_token_s == pytest.approx(0.002, rel=0.01)
 
 
+def test_the_next_chunk_is_as_small_as_the_last_one_asks_for() -> None:
+    """Later chunks of a prompt attend to more; the average would follow them too late."""
+    speed = observed((0.02, 0), *[(0.12, 100)] * 10, (0.22, 100))
+    assert speed.prompt_tokens_within(0.121) == 50
+
+
 def test_one_step_that_was_held_up_counts_little() -> None:
     speed = observed(*[(0.02, 0)] * 5, (60.0, 0))
     assert speed.decode_s is not None
