@@ -27,9 +27,11 @@ class StepSpeed:
             self.prompt_token_s = _average(self.prompt_token_s, per_token)
             self._last_prompt_token_s = per_token
         elif self.prompt_token_s is not None:
-            most = seconds / prompt_tokens
-            self.prompt_token_s = min(self.prompt_token_s, most)
-            self._last_prompt_token_s = min(self._last_prompt_token_s, most)
+            # Too noisy to be believed at once, so that it halves at most.
+            most = max(0.0, seconds - (self.decode_s or 0.0)) / prompt_tokens
+            self.prompt_token_s = min(self.prompt_token_s, max(most, self.prompt_token_s / 2))
+            last = self._last_prompt_token_s
+            self._last_prompt_token_s = min(last, max(most, last / 2))
 
     def prompt_tokens_within(self, seconds: float) -> int | None:
         """Prompt tokens that a step may take beside its decodes; None where not measured."""
