@@ -23,19 +23,6 @@ class Shape:
 
 
 TINY = Shape(hidden=256, layers=4, heads=8, kv_heads=4, mlp=704, vocabulary=4096, context=8192)
-# The S, M and L of the CPU measurements.
-S = Shape(hidden=576, layers=30, heads=9, kv_heads=3, mlp=1536, vocabulary=49152, context=8192)
-M = Shape(hidden=896, layers=24, heads=14, kv_heads=2, mlp=4864, vocabulary=32000, context=8192)
-L = Shape(
-    hidden=2048,
-    layers=22,
-    heads=32,
-    kv_heads=4,
-    mlp=5632,
-    vocabulary=32000,
-    context=8192,
-    tied=False,
-)
 
 
 def write(shape: Shape, folder: Path) -> Path:

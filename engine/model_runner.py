@@ -9,6 +9,7 @@ from engine import batch as batches
 from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
 from engine.errors import ModelLoadError
+from engine.kernels.torch_native import int8_product
 from engine.kv_cache import KV_CACHES, KvCache, KvShape
 from engine.layers.linear import Int8Linear, Linear, Split
 from engine.loader import LoadedModel, Progress, load
@@ -213,5 +214,6 @@ def _most_bytes(linears: list[Linear]) -> str:
 
 
 def _kernel_name(linear: Linear) -> str:
-    function = getattr(linear, "kernel", None)
-    return f"{linear.storage}={getattr(function, '__module__', '?').rsplit('.', 1)[-1]}"
+    """What multiplies, with a fallback that the processor makes necessary said as such."""
+    product = int8_product() if isinstance(linear, Int8Linear) else "torch.linear"
+    return f"{linear.storage}={product}"

@@ -16,7 +16,7 @@ from server import __version__
 from server.admin import AdminServicer
 from server.compressor import CompressionFailed
 from server.config import ServerConfig
-from server.console import StartupDisplay, ready_lines, say
+from server.console import TITLES, StartupDisplay, ready_lines, say
 from server.door import Door, Limits
 from server.inference import InferenceServicer
 from server.models import ModelServicer
@@ -157,7 +157,7 @@ async def serve(config: ServerConfig) -> int:
             service.serving.on_progress = display.show
             if not await _first(service.lead_up(), stop):
                 return 0
-        service.serving.on_progress = _log_progress
+        service.serving.on_progress = _say_phase
         say(ready_lines(config, service.serving, service.port, time.monotonic() - begin))
         await stop.wait()
         say(f"draining, {service.serving.open_requests} requests are open; again to end at once")
@@ -180,5 +180,7 @@ async def _first(work: Any, event: asyncio.Event) -> bool:
     return False
 
 
-def _log_progress(progress: Progress) -> None:
-    logger.info("phase %s %s", admin_pb2.Phase.Name(progress.phase), progress.detail)
+def _say_phase(progress: Progress) -> None:
+    """What happens to a running service; loading again is counted in layers, which is too much."""
+    if progress.phase not in (admin_pb2.PHASE_LOADING, admin_pb2.PHASE_DRAINING):
+        say(TITLES[progress.phase])

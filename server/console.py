@@ -13,7 +13,7 @@ from server.serving import Progress, Serving
 from venturi.v1 import admin_pb2 as pb
 
 _EXAMPLE = "User: I would like to find a restaurant in San Jose."
-_TITLES = {
+TITLES = {
     pb.PHASE_STARTING: "starting",
     pb.PHASE_COMPRESSING: "compressing",
     pb.PHASE_EVALUATING: "evaluating",
@@ -55,7 +55,7 @@ class StartupDisplay:
         if self._console.is_terminal and progress.items:
             task = self._tasks.get(progress.phase)
             if task is None:
-                task = self._bars.add_task(_TITLES[progress.phase], detail="")
+                task = self._bars.add_task(TITLES[progress.phase], detail="")
                 self._tasks[progress.phase] = task
             self._bars.update(
                 task, completed=progress.item, total=progress.items, detail=progress.detail
@@ -72,7 +72,7 @@ class StartupDisplay:
         self._shown = (progress.phase, part)
         count = f" {progress.item}/{progress.items}" if progress.items else ""
         detail = f" {progress.detail}" if progress.detail else ""
-        say(f"{_TITLES[progress.phase]}{count}{detail}")
+        say(f"{TITLES[progress.phase]}{count}{detail}")
 
 
 def say(line: str) -> None:

@@ -31,6 +31,7 @@ class ServerProcess:
         self._process: subprocess.Popen[str] | None = None
         self._lines: list[str] = []
         self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self.target = ""
 
     def __enter__(self) -> "ServerProcess":
@@ -40,7 +41,7 @@ class ServerProcess:
             text=True,
             env=self._env,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader.start()
         try:
             found = self.wait_for(_READY if self._wait_ready else _LISTENING)
         except BaseException:
@@ -66,6 +67,9 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        # It ends when the last process that has the pipe does, an engine that outlives its
+        # server for a second too.
+        self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
 

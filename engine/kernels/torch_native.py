@@ -35,6 +35,11 @@ def int_mm_is_exact() -> bool:
     return exact
 
 
+def int8_product() -> str:
+    """Name of what computes the INT8 products here."""
+    return "torch._int_mm" if int_mm_is_exact() else "float32 products (no VNNI)"
+
+
 def _product(q_MK: Tensor, q_NK: Tensor) -> Tensor:
     """Exact int32 [M, N] on any processor."""
     sums_MN = torch.zeros(q_MK.shape[0], q_NK.shape[0], dtype=torch.int32)

@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.testing import ServerProcess
+from venturi import Client, VenturiError
 from venturi.v1 import admin_pb2
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
@@ -118,6 +119,43 @@ def test_sigterm_drains(cache_dir: Path, pool: tuple[str, ...]) -> None:
         assert stream.messages[-1].summary.usage.completion_tokens == 110
         assert server.process.wait(timeout=10) == 0
         assert time.monotonic() - begin < 8
+
+
+def test_a_stream_that_begins_while_the_server_goes_ends_with_an_error(
+    cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    """Also where the SDK's retry finds nobody: gRPC's own stream would wait for ever."""
+    ended: list[str] = []
+
+    def begin(target: str) -> None:
+        with Client(target) as client:
+            try:
+                with client.stream("User: hello", max_tokens=4) as stream:
+                    list(stream)
+            except VenturiError as error:
+                ended.append(type(error).__name__)
+
+    with (
+        ServerProcess("--cache-dir", str(cache_dir), *pool) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        running = Watcher(
+            InferenceServiceStub(channel).GenerateStream(
+                pb.GenerateStreamRequest(text="User: hello", stopping=LONG)
+            )
+        )
+        running.wait_for(lambda m: m)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(re.compile("draining"))
+        threads = [
+            threading.Thread(target=begin, args=(server.target,), daemon=True) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert len(ended) == 4
 
 
 def test_drain_refuses_and_ends_what_does_not_end_by_itself(
