@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+NATIVE := $(wildcard engine/kernels/cpu/csrc/*) engine/kernels/cpu/build.py hatch_build.py
+
 .PHONY: serve test check protos bench clean
 
 serve: $(VENV)/serve.stamp
@@ -31,7 +33,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Venturi needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/serve.stamp: $(VENV)/bin/python constraints.txt pyproject.toml clients/python/pyproject.toml
+$(VENV)/serve.stamp: $(VENV)/bin/python constraints.txt pyproject.toml clients/python/pyproject.toml $(NATIVE)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e clients/python -e .
 	@touch $@
 
@@ -41,3 +43,4 @@ $(VENV)/dev.stamp: $(VENV)/serve.stamp
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -f engine/kernels/cpu/libventuri_cpu.so

@@ -1,0 +1,85 @@
+// Threads of one call. A kernel is a set of phases, plain functions
+//     void phase(const Args& args, int thread, int threads)
+// that divide their work by thread index alone, so that several can follow each other in one
+// parallel region with `Team::barrier` between them. Results do not depend on `threads`.
+#pragma once
+
+#include <sched.h>
+
+#include "vec.h"
+
+// What -fopenmp would make of `#pragma omp parallel`, called by name: the library is linked with
+// no OpenMP runtime of its own, so that these are those of the runtime that torch has loaded,
+// and both share one pool of threads, whichever compiler built this.
+extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+extern "C" int omp_get_thread_num(void);
+extern "C" int omp_get_num_threads(void);
+
+namespace VENTURI_NAMESPACE {
+
+struct Barrier {
+    alignas(64) int arrived = 0;
+    alignas(64) unsigned turn = 0;
+};
+
+VENTURI_INLINE void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+struct Team {
+    int thread, threads;
+    Barrier* shared;
+
+    // Waits for all threads, and makes what they wrote visible. Spins: phases take microseconds.
+    // Where another process has the core of a thread that is waited for, spinning on would keep
+    // it from running: after some thousand turns the core is given up.
+    void barrier() const {
+        if (threads == 1) return;
+        const unsigned turn = __atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE);
+        if (__atomic_add_fetch(&shared->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+            __atomic_store_n(&shared->arrived, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&shared->turn, turn + 1, __ATOMIC_RELEASE);
+            return;
+        }
+        for (int spins = 0; __atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE) == turn; ++spins) {
+            relax();
+            if (spins >= 4000) sched_yield();
+        }
+    }
+};
+
+// Runs `body(team)` in `threads` threads of the OpenMP runtime, or fewer if it has no more.
+template <typename Body>
+static void run_team(int threads, const Body& body) {
+    Barrier shared;
+    if (threads <= 1) {
+        body(Team{0, 1, &shared});
+        return;
+    }
+    struct Context {
+        const Body& body;
+        Barrier* shared;
+    } context{body, &shared};
+    auto entry = [](void* data) {
+        const Context& found = *static_cast<Context*>(data);
+        found.body(Team{omp_get_thread_num(), omp_get_num_threads(), found.shared});
+    };
+    GOMP_parallel(entry, &context, (unsigned)threads, 0);
+}
+
+struct Range {
+    int64_t begin, end;
+};
+
+// The part of `count` items that is `thread`'s: contiguous, sizes differ by 1 at most.
+VENTURI_INLINE Range part(int64_t count, int thread, int threads) {
+    return {count * thread / threads, count * (thread + 1) / threads};
+}
+
+VENTURI_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace VENTURI_NAMESPACE
