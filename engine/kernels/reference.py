@@ -10,7 +10,8 @@ def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     q = round_half_even(x * (127 / absmax)); the scale is absmax / 127, 0 for a zero row.
     """
     absmax_M = x_MK.abs().amax(1)
-    factor_M = torch.where(absmax_M > 0, 127.0 / absmax_M, 0.0)
+    # A number over a tensor would be its reciprocal times the number, which rounds twice.
+    factor_M = torch.where(absmax_M > 0, torch.tensor(127.0) / absmax_M, 0.0)
     return (x_MK * factor_M[:, None]).round().to(torch.int8), absmax_M * (1.0 / 127.0)
 
 

@@ -58,7 +58,8 @@ class Int8KvCache:
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 values and float32 scales over the last dimension; a zero row has scale 0."""
     absmax = x.abs().amax(-1)
-    factor = torch.where(absmax > 0, 127.0 / absmax, 0.0)
+    # A number over a tensor would be its reciprocal times the number, which rounds twice.
+    factor = torch.where(absmax > 0, torch.tensor(127.0) / absmax, 0.0)
     return (x * factor[..., None]).round_().to(torch.int8), absmax * (1.0 / 127.0)
 
 
