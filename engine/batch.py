@@ -33,11 +33,16 @@ class ForwardContext:
     """Where a step's tokens stand; passed to every layer, built anew for each step.
 
     ``slots_T`` is block * block size + offset; ``groups`` cover all tokens in their order.
+    The same for kernels that take the whole batch, in int32: a row of ``sequences_B4`` is a
+    sequence's first token here, its tokens here, its tokens up to and with the last of them,
+    and where its blocks begin in ``block_ids_P``.
     """
 
     positions_T: Tensor
     slots_T: Tensor
     groups: list[AttentionGroup]
+    sequences_B4: Tensor
+    block_ids_P: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,13 @@ def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
     positions: list[int] = []
     slots: list[int] = []
     rows: list[int] = []
+    sequences: list[tuple[int, int, int, int]] = []
+    block_ids: list[int] = []
     for item in batch.items:
         sequence, start = item.sequence, item.sequence.computed
         end = start + item.length
+        sequences.append((len(token_ids), item.length, end, len(block_ids)))
+        block_ids += sequence.block_table[: -(-end // block_size)]
         token_ids += sequence.tokens[start:end]
         positions += range(start, end)
         table = sequence.block_table
@@ -68,6 +77,8 @@ def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
         positions_T=torch.tensor(positions),
         slots_T=torch.tensor(slots),
         groups=_groups(batch.items, block_size),
+        sequences_B4=torch.tensor(sequences, dtype=torch.int32),
+        block_ids_P=torch.tensor(block_ids, dtype=torch.int32),
     )
     return ModelInputs(torch.tensor(token_ids), context, torch.tensor(rows, dtype=torch.long))
 

@@ -72,3 +72,15 @@ def attention(
     hidden_LS = (distance_LS < 0) | (distance_LS >= (window or S))
     probabilities = scores_HLS.masked_fill(hidden_LS, -torch.inf).softmax(-1)
     return torch.einsum("hls,shd->lhd", probabilities, v_SHD)
+
+
+def int8_attention(
+    q_LHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, **options: float | Tensor | None
+) -> Tensor:
+    """``attention`` as it is on INT8 pages: queries are rounded as keys and values were.
+
+    Of each query head q = round_half_even(x * (127 / absmax)), x ~ q * (absmax / 127).
+    """
+    q, scale = quantize_activations(q_LHD.flatten(0, 1))
+    rounded_LHD = (q * scale[:, None]).view_as(q_LHD).to(k_SJD.dtype)
+    return attention(rounded_LHD, k_SJD, v_SJD, **options)  # type: ignore[arg-type]

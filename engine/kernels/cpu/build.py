@@ -26,7 +26,7 @@ LIBRARY = HERE / "libventuri_cpu.so"
 _FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off "
     "-fno-math-errno -Wall -Wextra -Wno-psabi "
-    "-Wno-maybe-uninitialized -Wno-unknown-warning-option"
+    "-Wno-uninitialized -Wno-maybe-uninitialized -Wno-unknown-warning-option"
 ).split()
 _SETS = {
     "portable": (),

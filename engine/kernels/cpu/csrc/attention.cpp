@@ -1,0 +1,162 @@
+#include "attention.h"
+
+#include "attention_blocks.h"
+#include "attention_chunk.h"
+#include "team.h"
+
+namespace VENTURI_NAMESPACE {
+
+// Where a block's i-th row lies in q or out.
+VENTURI_INLINE int64_t row_offset(const AttentionArgs& args, const Block& block, int row,
+                                  int64_t stride) {
+    const int group = group_size(args), head = block.kv_head * group + row % group;
+    const int64_t token = block.sequence->first_row + block.token + row / group;
+    return token * stride + (int64_t)head * args.kv.head_dim;
+}
+
+// Rounds a block's queries.
+static Rows make_rows(const AttentionArgs& args, const Block& block, const Scratch& scratch) {
+    const int group = group_size(args), count = block.tokens * group;
+    const int dim = args.kv.padded_dim;
+    for (int row = 0; row < count; ++row) {
+        int8_t* const q = scratch.q + (int64_t)row * dim;
+        const float* const x = args.q + row_offset(args, block, row, args.q_stride);
+        const float absmax = quantize_head(x, args.kv.head_dim, q, dim);
+        I16 sum = splat((int32_t)0);
+        for (int d = 0; d < dim; d += kLanes) sum = add(sum, load_s8(q + d));
+        scratch.offsets[row] = -128 * reduce_add(sum);
+        scratch.scales[row] = absmax * kInverse127 * args.scale;
+        scratch.places[row] = first_place(block) + row / group;
+        if (args.slopes) scratch.slopes[row] = args.slopes[block.kv_head * group + row % group];
+    }
+    return {count,          dim,
+            scratch.q,      scratch.offsets,
+            scratch.scales, scratch.places,
+            args.slopes ? scratch.slopes : nullptr, args.window,
+            args.cap};
+}
+
+// Looks a chunk's pages up. After the context's end, the last group stands in: it is only
+// prefetched there.
+static void find_chunk(const AttentionArgs& args, const Block& block, int index, Chunk& chunk) {
+    const KvPages& kv = args.kv;
+    const int32_t* const table = args.block_ids + block.sequence->first_block;
+    const int in_block = kv.block_size / kLanes;
+    const int last = (block.sequence->context - 1) / kLanes;
+    for (int g = 0; g < kGroups; ++g) {
+        const int wanted = index * kGroups + g, group = wanted < last ? wanted : last;
+        chunk.groups[g] = kv_group(kv, table[group / in_block], block.kv_head, group % in_block);
+    }
+    chunk.first = index * kChunk;
+    const int first = first_place(block), end = first + block.tokens - chunk.first;
+    const int begin = args.window ? first - args.window + 1 - chunk.first : 0;
+    chunk.begin = begin <= 0 ? 0 : begin / kLanes;
+    chunk.end = end >= kChunk ? kGroups : (int)ceil_div(end, kLanes);
+}
+
+// Adds a chunk's outcome to that of those before it.
+static void merge(const Partial& to, const Partial& from, int rows, int dim) {
+    for (int row = 0; row < rows; ++row) {
+        if (from.sums[row] == 0.0f) continue;  // sees nothing of it
+        const float top = to.tops[row] > from.tops[row] ? to.tops[row] : from.tops[row];
+        const F16 old = exp(splat(to.tops[row] - top)), fresh = exp(splat(from.tops[row] - top));
+        const F16 sum = fma(splat(from.sums[row]), fresh, mul(splat(to.sums[row]), old));
+        store_part(to.sums + row, sum, 1);
+        to.tops[row] = top;
+        float* const out = to.out + (int64_t)row * dim;
+        const float* const add = from.out + (int64_t)row * dim;
+        for (int d = 0; d < dim; d += kLanes)
+            store(out + d, fma(load(add + d), fresh, mul(load(out + d), old)));
+    }
+}
+
+static void clear(const Partial& partial, int rows, int dim) {
+    for (int64_t i = 0; i < (int64_t)rows * dim; i += kLanes) store(partial.out + i, zero());
+    for (int row = 0; row < rows; ++row) {
+        partial.tops[row] = -kInfinity;
+        partial.sums[row] = 0.0f;
+    }
+}
+
+static void finish(const AttentionArgs& args, const Block& block, const Partial& running) {
+    const int rows = block.tokens * group_size(args), dim = args.kv.head_dim;
+    for (int row = 0; row < rows; ++row) {
+        float* const out = args.out + row_offset(args, block, row, args.out_stride);
+        const float* const sums = running.out + (int64_t)row * args.kv.padded_dim;
+        const F16 factor = splat(1.0f / running.sums[row]);
+        for (int d = 0; d < dim; d += kLanes) {
+            const int left = dim - d;
+            store_part(out + d, mul(load(sums + d), factor), left < kLanes ? left : kLanes);
+        }
+    }
+}
+
+static void attend_block(const AttentionArgs& args, const Block& block, Range mine,
+                         const Scratch& scratch) {
+    const Rows rows = make_rows(args, block, scratch);
+    const bool begins = mine.begin == block.chunk_begin;
+    if (begins) clear(scratch.running(), rows.count, rows.padded_dim);
+    Chunk chunks[2];
+    find_chunk(args, block, (int)mine.begin, chunks[0]);
+    for (int64_t i = 0; i < mine.end - mine.begin; ++i) {
+        const int64_t index = mine.begin + i;
+        Chunk* next = nullptr;
+        if (index + 1 < mine.end) {
+            next = &chunks[(i + 1) % 2];
+            find_chunk(args, block, (int)index + 1, *next);
+        }
+        const Partial to = begins ? scratch.chunk() : scratch.later(i);
+        attend_chunk(rows, chunks[i % 2], next, scratch.scores, to);
+        if (begins) merge(scratch.running(), to, rows.count, rows.padded_dim);
+    }
+    if (begins && mine.end == block.chunk_end) finish(args, block, scratch.running());
+}
+
+int64_t attention_scratch(const AttentionArgs& args, int threads) {
+    return scratch_size(args, threads).bytes * threads;
+}
+
+void attention_chunks(const AttentionArgs& args, int thread, int threads) {
+    const int64_t total = for_blocks(args, [](const Block&) {});
+    const Scratch scratch = thread_scratch(args, thread, threads);
+    for_blocks(args, [&](const Block& block) {
+        const Range mine = thread_chunks(block, total, thread, threads);
+        if (mine.begin < mine.end) attend_block(args, block, mine, scratch);
+    });
+}
+
+void attention_merge(const AttentionArgs& args, int thread, int threads) {
+    if (threads == 1) return;
+    const int64_t total = for_blocks(args, [](const Block&) {});
+    const Scratch scratch = thread_scratch(args, thread, threads);
+    const int rows_dim = args.kv.padded_dim;
+    for_blocks(args, [&](const Block& block) {
+        Range taken = thread_chunks(block, total, thread, threads);
+        const bool began = taken.begin == block.chunk_begin && taken.begin < taken.end;
+        if (!began || taken.end == block.chunk_end) return;
+        const Partial running = scratch.running();
+        for (int other = thread + 1; taken.end < block.chunk_end; ++other) {
+            const Scratch theirs = thread_scratch(args, other, threads);
+            taken = thread_chunks(block, total, other, threads);
+            for (int64_t i = 0; i < taken.end - taken.begin; ++i)
+                merge(running, theirs.later(i), block.tokens * group_size(args), rows_dim);
+        }
+        finish(args, block, running);
+    });
+}
+
+}  // namespace VENTURI_NAMESPACE
+
+using namespace VENTURI_NAMESPACE;
+
+VENTURI_EXPORT(venturi_attention_scratch)(AttentionArgs* args) {
+    args->scratch_bytes = attention_scratch(*args, (int)args->threads);
+}
+
+VENTURI_EXPORT(venturi_attention)(const AttentionArgs* args) {
+    run_team((int)args->threads, [&](const Team& team) {
+        attention_chunks(*args, team.thread, team.threads);
+        team.barrier();
+        attention_merge(*args, team.thread, team.threads);
+    });
+}

@@ -1,0 +1,123 @@
+// How the work of attention is cut: blocks of rows, their chunks, and which thread takes which.
+#pragma once
+
+#include "attention.h"
+#include "attention_chunk.h"
+#include "team.h"
+
+namespace VENTURI_NAMESPACE {
+
+// Rows of the heads of one KV head's group for some neighbouring tokens of a sequence.
+struct Block {
+    const AttentionSequence* sequence;
+    int kv_head, token, tokens;      // the first token, counted from the sequence's first row
+    int chunk_begin, chunk_end;      // those that a row sees
+    int64_t start, cost;             // of all chunks before; of each chunk
+};
+
+VENTURI_INLINE int group_size(const AttentionArgs& args) { return args.heads / args.kv.kv_heads; }
+
+// Tokens of a block: about 64 rows share what is loaded of a chunk.
+VENTURI_INLINE int block_tokens(const AttentionArgs& args) {
+    const int tokens = 64 / group_size(args);
+    return tokens < 1 ? 1 : tokens > 32 ? 32 : tokens;
+}
+
+// Position of a block's first token.
+VENTURI_INLINE int first_place(const Block& block) {
+    return block.sequence->context - block.sequence->rows + block.token;
+}
+
+VENTURI_INLINE Block make_block(const AttentionArgs& args, const AttentionSequence& sequence,
+                                int kv_head, int token, int64_t start) {
+    const int left = sequence.rows - token, most = block_tokens(args);
+    Block block{&sequence, kv_head, token, left < most ? left : most, 0, 0, start, 0};
+    const int first = first_place(block), end = first + block.tokens;
+    const int begin = args.window && first >= args.window ? first - args.window + 1 : 0;
+    block.chunk_begin = begin / kChunk;
+    block.chunk_end = (int)ceil_div(end, kChunk);
+    // Rows by groups of positions, and what each costs beside that.
+    const int64_t groups = ceil_div(end - begin, kLanes);
+    const int64_t share = ceil_div(groups, block.chunk_end - block.chunk_begin);
+    block.cost = (share + 2) * (block.tokens * group_size(args) + 4);
+    return block;
+}
+
+// Calls f(block) for all blocks in their order; returns the cost of all.
+template <typename F>
+static int64_t for_blocks(const AttentionArgs& args, const F& f) {
+    int64_t start = 0;
+    for (int64_t s = 0; s < args.sequence_count; ++s) {
+        const AttentionSequence& sequence = args.sequences[s];
+        for (int head = 0; head < args.kv.kv_heads; ++head)
+            for (int token = 0; token < sequence.rows; token += block_tokens(args)) {
+                const Block block = make_block(args, sequence, head, token, start);
+                f(block);
+                start += block.cost * (block.chunk_end - block.chunk_begin);
+            }
+    }
+    return start;
+}
+
+// The chunks of a block that are `thread`'s: those that start in its part of the cost.
+VENTURI_INLINE Range thread_chunks(const Block& block, int64_t total, int thread, int threads) {
+    const auto chunk_from = [&](int64_t cost) -> int64_t {
+        if (cost <= block.start) return block.chunk_begin;
+        const int64_t chunk = block.chunk_begin + ceil_div(cost - block.start, block.cost);
+        return chunk < block.chunk_end ? chunk : block.chunk_end;
+    };
+    return {chunk_from(ceil_div(total * thread, threads)),
+            chunk_from(ceil_div(total * (thread + 1), threads))};
+}
+
+// A thread's buffers for one block of rows. `running` is the outcome of the chunks so far;
+// where a block was begun by another thread, `later(i)` is that of the i-th chunk of this one.
+struct Scratch {
+    int64_t rows, padded_dim;
+    int8_t* q;
+    int32_t* offsets;
+    int32_t* places;
+    float* scales;
+    float* slopes;
+    float* scores;
+    float* partials;
+
+    int64_t partial_floats() const { return rows * (padded_dim + 2); }
+    Partial partial(int64_t index) const {
+        float* const at = partials + index * partial_floats();
+        return {at, at + rows * padded_dim, at + rows * (padded_dim + 1)};
+    }
+    Partial chunk() const { return partial(0); }
+    Partial running() const { return partial(1); }
+    Partial later(int64_t index) const { return partial(2 + index); }
+};
+
+struct ScratchSize {
+    int64_t rows, chunks;
+    int64_t bytes;  // for each thread
+};
+
+VENTURI_INLINE ScratchSize scratch_size(const AttentionArgs& args, int threads) {
+    int64_t tokens = 1, chunks = 0;
+    for (int64_t s = 0; s < args.sequence_count; ++s) {
+        const int64_t own = ceil_div(args.sequences[s].context, kChunk);
+        if (args.sequences[s].rows > tokens) tokens = args.sequences[s].rows;
+        if (own > chunks) chunks = own;
+    }
+    if (tokens > block_tokens(args)) tokens = block_tokens(args);
+    if (threads == 1) chunks = 0;
+    const int64_t rows = tokens * group_size(args), dim = args.kv.padded_dim;
+    const int64_t floats = 4 * rows + kTogether * kChunk + (2 + chunks) * rows * (dim + 2);
+    return {rows, chunks, ceil_div(rows * dim + 4 * floats, 64) * 64};
+}
+
+VENTURI_INLINE Scratch thread_scratch(const AttentionArgs& args, int thread, int threads) {
+    const ScratchSize size = scratch_size(args, threads);
+    const int64_t dim = args.kv.padded_dim, rows = size.rows;
+    uint8_t* const q = args.scratch + thread * size.bytes;
+    float* const floats = (float*)(q + rows * dim);
+    return {rows, dim, (int8_t*)q, (int32_t*)floats, (int32_t*)(floats + rows), floats + 2 * rows,
+            floats + 3 * rows, floats + 4 * rows, floats + 4 * rows + kTogether * kChunk};
+}
+
+}  // namespace VENTURI_NAMESPACE
