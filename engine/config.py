@@ -40,9 +40,12 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelConfig:
-    """Which implementation computes. ``threads`` None chooses by the model's size."""
+    """Which implementation computes: ``cpu`` (native), ``torch``, or what is there of these.
 
-    backend: str = "torch"
+    ``threads`` None chooses by the model's size.
+    """
+
+    backend: str = "auto"
     threads: int | None = None
 
 

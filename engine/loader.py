@@ -7,13 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.formats.checkpoint import Checkpoint
-from engine.formats.int_quantized import Int8Weight
 from engine.formats.quant_config import checkpoint_format
 from engine.formats.runtime import Runtime, read_runtime
+from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import Attention, AttentionWeights, make_attention
 from engine.layers.decoder_layer import Branch, LayerFn, compose
 from engine.layers.embedding import Embedding
-from engine.layers.linear import Linear, Weight, quantize_int8
+from engine.layers.linear import DenseLinear, Int8Linear, Linear, Weight, quantize_int8
 from engine.layers.mlp import Mlp, make_experts, make_mlp
 from engine.layers.rotary import Rotary
 from engine.models import model_spec
@@ -132,8 +132,9 @@ class _Loader:
         head = self.reader.head(spec.head, weight)
         if not spec.tied_head:
             return lambda ids: table_VK[ids].float(), head
-        if isinstance(weight, Int8Weight):
-            q_VK, scale_V1 = weight.q_NK, weight.scale_N[:, None]
-            return lambda ids: q_VK[ids].float() * scale_V1[ids], head
-        dense_VK = weight
-        return lambda ids: dense_VK[ids], head
+        if isinstance(head, DenseLinear):
+            dense_VK = head.weight_NK
+            return lambda ids: dense_VK[ids], head
+        assert isinstance(head, Int8Linear | PackedInt8Linear)
+        rows = head.rows
+        return lambda ids: rows(ids).dequantize(), head

@@ -9,9 +9,9 @@ from engine import batch as batches
 from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
 from engine.errors import ModelLoadError
-from engine.kernels.torch_native import int8_product
+from engine.kernels import resolve
 from engine.kv_cache import KV_CACHES, KvCache, KvShape
-from engine.layers.linear import Int8Linear, Linear, Split
+from engine.layers.linear import Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
 from engine.penalties import add_bias, forbid_ends, penalise
@@ -55,7 +55,7 @@ class ModelRunner:
     ) -> "ModelRunner":
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
-            model = load(config.model_dir, config.kernels.backend, progress)
+            model = load(config.model_dir, resolve(config.kernels.backend), progress)
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)
@@ -143,10 +143,10 @@ class ModelRunner:
             vocabulary_size=spec.vocabulary_size,
             parameters=self._model.parameters,
             weights=_most_bytes(body),
-            activations="int8" if isinstance(_largest(body), Int8Linear) else "float32",
+            activations=_largest(body).execution.split(" x ")[1],
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
-            kernels=tuple(sorted({_kernel_name(linear) for linear in [*body, head]})),
+            kernels=tuple(sorted({f"{one.storage}={one.product}" for one in [*body, head]})),
             layers=self._model.layers,
             kv_dtype=self._cache.dtype,
             kv_block_size=self.block_size,
@@ -211,9 +211,3 @@ def _largest(linears: list[Linear]) -> Linear:
 
 def _most_bytes(linears: list[Linear]) -> str:
     return _largest(linears).storage
-
-
-def _kernel_name(linear: Linear) -> str:
-    """What multiplies, with a fallback that the processor makes necessary said as such."""
-    product = int8_product() if isinstance(linear, Int8Linear) else "torch.linear"
-    return f"{linear.storage}={product}"

@@ -4,6 +4,7 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.kernels import reference
+from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.linear import DenseLinear, Int8Linear, Linear, Split
 
 # Out-features that are compared: the reference is slow, and a broken kernel fails everywhere.
@@ -16,11 +17,12 @@ def check_linear(linear: Linear) -> None:
         for part in linear.parts:
             check_linear(part)
         return
-    for rows in (1, 3):
-        if isinstance(linear, Int8Linear):
-            x_MK = _inputs(rows, linear.q_NK.shape[1])
-            q_NK, scale_N = linear.q_NK[:_COMPARED], linear.scale_N[:_COMPARED]
-            wanted = _biased(reference.int8_linear(x_MK, q_NK, scale_N), linear.bias_N)
+    for rows in (1, 3, 13):
+        if isinstance(linear, Int8Linear | PackedInt8Linear):
+            weight = linear.rows(torch.arange(min(_COMPARED, linear.outs)))
+            x_MK = _inputs(rows, weight.q_NK.shape[1])
+            product = reference.int8_linear(x_MK, weight.q_NK, weight.scale_N)
+            wanted = _biased(product, linear.bias_N)
             equal = torch.equal(linear(x_MK)[:, :_COMPARED], wanted)
         else:
             assert isinstance(linear, DenseLinear)
@@ -36,7 +38,7 @@ def check_linear(linear: Linear) -> None:
 
 
 def _biased(out_MN: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-    return out_MN if bias_N is None else out_MN + bias_N[:_COMPARED]
+    return out_MN if bias_N is None else out_MN + bias_N[: out_MN.shape[1]]
 
 
 def _inputs(rows: int, columns: int) -> torch.Tensor:

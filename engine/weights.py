@@ -10,7 +10,7 @@ from engine.errors import ModelLoadError
 from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.int_quantized import Int8Weight
-from engine.layers.linear import Linear, Weight, make_fused, make_linear
+from engine.layers.linear import Linear, Weight, footprint, make_fused, make_linear
 from engine.layers.norm import Norm, identity, make_norm
 from engine.models.spec import Matrix, NormSpec
 from engine.types import LayerReport
@@ -47,7 +47,7 @@ class WeightReader:
         if matrix.bias:
             bias_N = torch.cat([self.vector(f"{name}.bias", rows) for name, rows in modules])
         for (name, _), weight in zip(modules, weights, strict=True):
-            self._report(name, make_linear(weight, self._backend))
+            self._report(name, *footprint(weight))
         if matrix.interleaved:
             order_N = _by_part(matrix.interleaved, sizes)
             weights = [_rows(weight, order_N) for weight in weights]
@@ -59,7 +59,7 @@ class WeightReader:
         """The layer that gives logits; whether it is quantised is the caller's choice."""
         linear = make_linear(weight, self._backend)
         self.linears.append(linear)
-        self._report(name, linear)
+        self._report(name, linear.storage, linear.execution, linear.nbytes)
         return linear
 
     def norm(self, name: str | None, size: int, spec: NormSpec) -> Norm:
@@ -111,14 +111,9 @@ class WeightReader:
             raise ModelLoadError(f"{self._checkpoint.folder}: {name} has NaN or infinite values")
         return tensor
 
-    def _report(self, name: str, linear: Linear) -> None:
+    def _report(self, name: str, storage: str, execution: str, nbytes: int) -> None:
         self.reports.append(
-            LayerReport(
-                name=name,
-                storage=linear.storage,
-                execution=linear.execution,
-                bytes=linear.nbytes,
-            )
+            LayerReport(name=name, storage=storage, execution=execution, bytes=nbytes)
         )
 
 

@@ -5,12 +5,16 @@ compare the backends with it. Nothing falls back silently: a backend that lacks 
 is an error here.
 """
 
+import logging
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from engine.errors import ModelLoadError
 
+logger = logging.getLogger(__name__)
+
+# Backend "cpu" is native; what it has no kernel for is torch's, and named so here.
 TABLE = {
     ("int8_linear", "reference"): "engine.kernels.reference",
     ("int8_linear", "torch"): "engine.kernels.torch_native",
@@ -21,8 +25,35 @@ TABLE = {
     ("layer_norm", "reference"): "engine.kernels.reference",
     ("layer_norm", "torch"): "engine.kernels.torch_native",
     ("attention", "torch"): "engine.kernels.torch_native",
+    ("int8_linear", "cpu"): "engine.kernels.cpu.linear",
+    ("dense_linear", "cpu"): "engine.kernels.torch_native",
+    ("rms_norm", "cpu"): "engine.kernels.torch_native",
+    ("layer_norm", "cpu"): "engine.kernels.torch_native",
+    ("attention", "cpu"): "engine.kernels.torch_native",
 }
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "cpu")
+
+
+def resolve(backend: str) -> str:
+    """The backend that ``backend`` means here: ``auto`` is cpu where its library loads.
+
+    Raises ``ModelLoadError`` where it is unknown, or is ``cpu`` and cannot be loaded.
+    """
+    if backend not in ("auto", *BACKENDS):
+        known = ", ".join(("auto", *BACKENDS))
+        raise ModelLoadError(f"kernel backend {backend!r} is unknown; known: {known}")
+    if backend == "torch":
+        return backend
+    library = import_module("engine.kernels.cpu.library")
+    try:
+        library.load()
+    except ModelLoadError as error:
+        if backend == "cpu":
+            raise
+        logger.warning("serving with torch's kernels, which are slower: %s", error)
+        return "torch"
+    library.kernels()  # what VENTURI_CPU_ISA asks for must be there
+    return "cpu"
 
 
 def kernel(operation: str, backend: str) -> Callable[..., Any]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from engine.formats.grouped import GroupedWeight
+
 
 def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [M, K] and float32 scales [M]: one symmetric scale for each row.
@@ -20,6 +22,26 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     q_MK, scale_M = quantize_activations(x_MK)
     sums_MN = (q_MK.long() @ q_NK.long().t()).float()
     return sums_MN * (scale_M[:, None] * scale_N)
+
+
+def int4_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
+    """W4A8: float32 [M, N]; group by group acc = fma(float(sum), scale, acc), then * row scale.
+
+    The fma is a float64 sum rounded to float32, which differs from it in rare ties.
+    """
+    q_MK, scale_M = quantize_activations(x_MK)
+    integers_NK, acc_MN = weight.integers().long(), torch.zeros(len(x_MK), len(weight.q_NK))
+    for group, begin in enumerate(range(0, x_MK.shape[1], weight.group)):
+        part = slice(begin, begin + weight.group)
+        sums_MN = (q_MK[:, part].long() @ integers_NK[:, part].t()).double()
+        scale_N = weight.scale_NG[:, group].float().double()
+        acc_MN = (sums_MN * scale_N + acc_MN.double()).float()
+    return acc_MN * scale_M[:, None]
+
+
+def weight_only_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
+    """W8A16, W4A16: float32 [M, N], float activations and dequantised weights."""
+    return (x_MK.double() @ weight.dequantize().double().t()).float()
 
 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:

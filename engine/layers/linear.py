@@ -12,6 +12,8 @@ from torch import Tensor
 
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
+from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.torch_native import int8_product
 
 # A weight as it lies in the checkpoint: floating point [N, K], or quantised.
 Weight = Tensor | Int8Weight
@@ -28,6 +30,11 @@ class Linear(Protocol):
     @property
     def execution(self) -> str:
         """What the kernel multiplies."""
+        ...
+
+    @property
+    def product(self) -> str:
+        """Name of what multiplies, with a fallback that the processor makes necessary."""
         ...
 
     @property
@@ -49,6 +56,7 @@ class DenseLinear:
     bias_N: Tensor | None = None
     storage: str = "float32"
     execution: str = "float32 x float32"
+    product: str = "torch.linear"
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +84,20 @@ class Int8Linear:
     execution: str = "int8 x int8"
 
     @property
+    def product(self) -> str:
+        """See ``Linear``."""
+        return int8_product()
+
+    @property
+    def outs(self) -> int:
+        """N."""
+        return len(self.scale_N)
+
+    def rows(self, ids_T: Tensor) -> Int8Weight:
+        """Rows of the weight, by out-feature."""
+        return Int8Weight(self.q_NK[ids_T], self.scale_N[ids_T])
+
+    @property
     def nbytes(self) -> int:
         """See ``Linear``."""
         return self.q_NK.nbytes + self.scale_N.nbytes + _nbytes(self.bias_N)
@@ -93,6 +115,7 @@ class Split:
     parts: tuple[Linear, ...]
     storage: str = "mixed"
     execution: str = "mixed"
+    product: str = "mixed"
 
     @property
     def nbytes(self) -> int:
@@ -106,6 +129,8 @@ class Split:
 
 def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> Linear:
     """The layer that executes ``weight`` as its storage says; the bias is float32."""
+    if isinstance(weight, Int8Weight) and backend == "cpu":
+        return PackedInt8Linear.pack(weight, bias_N)
     if isinstance(weight, Int8Weight):
         scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
         return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
@@ -127,6 +152,13 @@ def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = 
         biases = bias_N.split([out_features(weight) for weight in weights])
     parts = zip(weights, biases, strict=True)
     return Split(tuple(make_linear(weight, backend, bias) for weight, bias in parts))
+
+
+def footprint(weight: Weight) -> tuple[str, str, int]:
+    """Storage, execution and bytes of a weight's layer, known without making it."""
+    if isinstance(weight, Int8Weight):
+        return "int8", "int8 x int8", weight.q_NK.nbytes + 4 * len(weight.scale_N)
+    return "float32", "float32 x float32", 4 * weight.numel()
 
 
 def out_features(weight: Weight) -> int:

@@ -24,10 +24,10 @@ LIBRARY = HERE / "libventuri_cpu.so"
 # Without the runtime's own -fopenmp: see team.h. No contraction of a * b + c: results would
 # differ between instruction sets. gcc 12 takes the intrinsics' undefined operands for mistakes.
 _FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -ffp-contract=off "
-    "-fno-math-errno -Wall -Wextra -Wno-psabi "
-    "-Wno-uninitialized -Wno-maybe-uninitialized -Wno-unknown-warning-option"
-).split()
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
+    *("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-psabi"),
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
+)
 _SETS = {
     "portable": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Loads the OpenMP runtime; the library's symbols resolve to it.
@@ -33,7 +33,14 @@ class Kernels:
     """The library's functions for one instruction set."""
 
     instruction_set: str
-    _library: ctypes.CDLL
+    library: ctypes.CDLL
+    linear_int8: Entry = field(init=False, compare=False)
+    linear_int4: Entry = field(init=False, compare=False)
+    linear_float: Entry = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("linear_int8", "linear_int4", "linear_float"):
+            object.__setattr__(self, name, self.entry(name))
 
     @property
     def name(self) -> str:
@@ -42,7 +49,7 @@ class Kernels:
 
     def entry(self, name: str) -> Entry:
         """The function ``venturi_<name>``, called as ``entry(ctypes.byref(structure))``."""
-        function: Entry = self._library[f"venturi_{name}_{self.instruction_set}"]
+        function: Entry = self.library[f"venturi_{name}_{self.instruction_set}"]
         function.argtypes = [ctypes.c_void_p]  # type: ignore[attr-defined]
         function.restype = None  # type: ignore[attr-defined]
         return function
@@ -55,7 +62,7 @@ def kernels(instruction_set: str | None = None) -> Kernels:
     Raises ``ModelLoadError`` where the library cannot be loaded, or the set is unknown or not
     supported by this machine.
     """
-    library = _load(build.LIBRARY)
+    library = load()
     wanted = instruction_set or os.environ.get(_VARIABLE)
     if not wanted:
         return Kernels(supported()[-1], library)
@@ -69,7 +76,7 @@ def kernels(instruction_set: str | None = None) -> Kernels:
 
 def supported() -> tuple[str, ...]:
     """The instruction sets that this machine can run, the best one last."""
-    bits = _load(build.LIBRARY).venturi_instruction_sets()
+    bits = load().venturi_instruction_sets()
     return tuple(name for bit, name in enumerate(INSTRUCTION_SETS) if bits >> bit & 1)
 
 
@@ -81,7 +88,8 @@ def address(tensor: Tensor) -> int:
 
 
 @functools.cache
-def _load(path: Path) -> ctypes.CDLL:
+def load(path: Path = build.LIBRARY) -> ctypes.CDLL:
+    """The library. Raises ``ModelLoadError`` where it is missing, stale or does not fit torch."""
     remedy = "python -m engine.kernels.cpu.build"
     if not path.exists():
         raise ModelLoadError(f"the native CPU kernels are not built; `{remedy}` builds them")

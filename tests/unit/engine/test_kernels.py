@@ -294,7 +294,7 @@ def test_biases_are_added_where_their_features_are(backend: str) -> None:
         bias = randn(12, seed=3)
         plain, biased = make_fused(weights, backend), make_fused(weights, backend, bias)
         assert torch.equal(biased(x), plain(x) + bias)
-        assert biased.nbytes == plain.nbytes + bias.nbytes
+        assert biased.nbytes >= plain.nbytes + bias.nbytes
         check_linear(biased)
 
 

@@ -47,7 +47,7 @@ VENTURI_INLINE Tile tile_of(int64_t rows, int64_t row) {
 
 // Quantises one row, whose 16 values from column k on `source.at(k)` gives, and from column k on
 // only `count` of them `source.part(k, count)`, then zeros.
-//   q = round_half_even(x * (127 / absmax)); scale = absmax * (1 / 127); absmax is NaN if one is.
+//   q = round_half_even(x * (127 / absmax)), scale = absmax * (1 / 127); absmax is NaN if one is.
 template <typename Source>
 VENTURI_INLINE void quantize_row(const Source& source, const Activations& a, int64_t row) {
     const int64_t columns = a.columns, whole = columns / 16 * 16;

@@ -71,6 +71,13 @@ static void run_team(int threads, const Body& body) {
     GOMP_parallel(entry, &context, (unsigned)threads, 0);
 }
 
+// Threads that pay for a product of `rows` with `weights` numbers: waking and waiting takes about
+// as long as some hundred thousand products.
+VENTURI_INLINE int paying_threads(int64_t threads, int64_t rows, int64_t weights) {
+    const int64_t most = 1 + rows * weights / (256 << 10);
+    return (int)(threads < most ? threads : most);
+}
+
 struct Range {
     int64_t begin, end;
 };

@@ -24,6 +24,8 @@
 //   dot4_nibbles                  the same, for u8 bytes below 16
 //   pairs(a, b)                   sums of 2 products of int16, as vpmaddwd has it
 //   low_nibbles, high_nibbles     of each byte
+//   field<from, count>            bits `from` to `from + count` of each int32, as unsigned
+//   kRegisterRows                 rows whose 32 sums each fit the registers, 12 at most
 //   reduce_add, reduce_max        lanes i and i + 8 first, then i + 4, i + 2, i + 1
 #pragma once
 

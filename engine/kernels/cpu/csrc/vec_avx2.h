@@ -5,6 +5,8 @@
 
 namespace VENTURI_NAMESPACE {
 
+constexpr int kRegisterRows = 3;
+
 struct F16 {
     __m256 lo, hi;
 };
@@ -120,6 +122,12 @@ VENTURI_INLINE I16 shift_left(I16 a) {
 template <int n>
 VENTURI_INLINE I16 shift_right(I16 a) {
     return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
+}
+template <int from, int count>
+VENTURI_INLINE I16 field(I16 a) {
+    const __m256i mask = _mm256_set1_epi32((1 << count) - 1);
+    return {_mm256_and_si256(_mm256_srli_epi32(a.lo, from), mask),
+            _mm256_and_si256(_mm256_srli_epi32(a.hi, from), mask)};
 }
 VENTURI_INLINE I16 round_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 VENTURI_INLINE F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }

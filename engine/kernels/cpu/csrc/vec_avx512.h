@@ -5,6 +5,8 @@
 
 namespace VENTURI_NAMESPACE {
 
+constexpr int kRegisterRows = 12;
+
 using F16 = __m512;
 using I16 = __m512i;
 struct B64 {
@@ -75,12 +77,20 @@ template <int n>
 VENTURI_INLINE I16 shift_right(I16 a) {
     return _mm512_srai_epi32(a, n);
 }
+template <int from, int count>
+VENTURI_INLINE I16 field(I16 a) {
+    return _mm512_and_si512(_mm512_srli_epi32(a, from), _mm512_set1_epi32((1 << count) - 1));
+}
 VENTURI_INLINE I16 round_int(F16 a) { return _mm512_cvtps_epi32(a); }
 VENTURI_INLINE F16 to_float(I16 a) { return _mm512_cvtepi32_ps(a); }
 VENTURI_INLINE I16 bits(F16 a) { return _mm512_castps_si512(a); }
 VENTURI_INLINE F16 floats(I16 a) { return _mm512_castsi512_ps(a); }
 
-VENTURI_INLINE I16 dot4(I16 acc, B64 u, B64 s) { return _mm512_dpbusd_epi32(acc, u.v, s.v); }
+// In assembly, because gcc copies and spills the sums of large tiles around the intrinsic.
+VENTURI_INLINE I16 dot4(I16 acc, B64 u, B64 s) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u.v), "v"(s.v));
+    return acc;
+}
 VENTURI_INLINE I16 dot4_nibbles(I16 acc, B64 u, B64 s) { return dot4(acc, u, s); }
 VENTURI_INLINE I16 pairs(I16 a, I16 b) { return _mm512_madd_epi16(a, b); }
 VENTURI_INLINE I16 words(B64 a) { return a.v; }

@@ -5,6 +5,8 @@
 
 namespace VENTURI_NAMESPACE {
 
+constexpr int kRegisterRows = 4;
+
 struct F16 {
     float v[16];
 };
@@ -104,6 +106,10 @@ VENTURI_INLINE I16 shift_left(I16 a) {
 template <int n>
 VENTURI_INLINE I16 shift_right(I16 a) {
     VENTURI_LANES(I16, a.v[i] >> n);
+}
+template <int from, int count>
+VENTURI_INLINE I16 field(I16 a) {
+    VENTURI_LANES(I16, (int32_t)((uint32_t)a.v[i] >> from & ((1u << count) - 1)));
 }
 VENTURI_INLINE int32_t nearest(float x) {
     if (!(x >= -2147483648.0f && x < 2147483648.0f)) return INT32_MIN;

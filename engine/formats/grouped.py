@@ -1,0 +1,49 @@
+"""Weights with a scale, and perhaps a zero point, for each group of columns."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedWeight:
+    """The weight is ``(q - zero) * scale``; ``G`` counts groups of ``group`` columns.
+
+    Attributes:
+        q_NK: int8; of 4 bits in [-8, 7], or in [0, 15] where there are zero points.
+        scale_NG: floating point. The last group may be shorter than ``group``.
+        zero_NG: int8 in [0, 15], or None where all are 0.
+        group: columns of a group.
+        bits: 4 or 8; with 8 there are no zero points.
+    """
+
+    q_NK: Tensor
+    scale_NG: Tensor
+    zero_NG: Tensor | None
+    group: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        N, K = self.q_NK.shape
+        groups = (N, -(-K // self.group))
+        assert self.scale_NG.shape == groups
+        assert self.zero_NG is None or (self.zero_NG.shape == groups and self.bits == 4)
+
+    def integers(self) -> Tensor:
+        """int32 [N, K]: ``q - zero``."""
+        if self.zero_NG is None:
+            return self.q_NK.int()
+        return self.q_NK.int() - self._spread(self.zero_NG.int())
+
+    def dequantize(self) -> Tensor:
+        """float32 [N, K]."""
+        return self.integers() * self._spread(self.scale_NG.float())
+
+    def rows(self, ids_T: Tensor) -> "GroupedWeight":
+        """Some out-features."""
+        zero_TG = None if self.zero_NG is None else self.zero_NG[ids_T]
+        scale_TG = self.scale_NG[ids_T]
+        return GroupedWeight(self.q_NK[ids_T], scale_TG, zero_TG, self.group, self.bits)
+
+    def _spread(self, values_NG: Tensor) -> Tensor:
+        return values_NG.repeat_interleave(self.group, 1)[:, : self.q_NK.shape[1]]

@@ -1,0 +1,45 @@
+"""Memory for packed weights and for what lives no longer than a call."""
+
+import mmap
+import threading
+
+import torch
+from torch import Tensor
+
+_HUGE_PAGE = 2 << 20
+_LINE = 64
+
+
+def aligned_empty(nbytes: int) -> Tensor:
+    """uint8 [nbytes], beginning at a cache line; given back with the tensor.
+
+    Large ones lie in huge pages, which spare look-ups of addresses. What would fill only a part
+    of such a page stays in small ones.
+    """
+    if nbytes < _HUGE_PAGE:
+        whole = torch.empty(nbytes + _LINE, dtype=torch.uint8)
+        begin = -whole.data_ptr() % _LINE
+        return whole[begin : begin + nbytes]
+    pages = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(pages, dtype=torch.uint8)
+    begin = -whole.data_ptr() % _HUGE_PAGE
+    pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE_PAGE * _HUGE_PAGE)
+    return whole[begin : begin + nbytes]
+
+
+class Scratch(threading.local):
+    """Bytes that each thread keeps for its next call; they grow to the largest that was asked."""
+
+    def __init__(self) -> None:
+        self._bytes = aligned_empty(_LINE)
+
+    def __call__(self, *sizes: int) -> list[int]:
+        """Addresses of buffers of these sizes in bytes, valid until this thread's next call."""
+        steps = [-(-size // _LINE) * _LINE for size in sizes]
+        if sum(steps) > len(self._bytes):
+            self._bytes = aligned_empty(sum(steps))
+        begin = self._bytes.data_ptr()
+        return [begin + sum(steps[:index]) for index in range(len(steps))]
+
+
+scratch = Scratch()
