@@ -27,8 +27,8 @@ TABLE = {
     ("attention", "torch"): "engine.kernels.torch_native",
     ("int8_linear", "cpu"): "engine.kernels.cpu.linear",
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
-    ("rms_norm", "cpu"): "engine.kernels.torch_native",
-    ("layer_norm", "cpu"): "engine.kernels.torch_native",
+    ("rms_norm", "cpu"): "engine.kernels.cpu.norm",
+    ("layer_norm", "cpu"): "engine.kernels.cpu.norm",
     ("attention", "cpu"): "engine.kernels.torch_native",
 }
 BACKENDS = ("torch", "cpu")

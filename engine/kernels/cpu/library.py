@@ -37,9 +37,10 @@ class Kernels:
     linear_int8: Entry = field(init=False, compare=False)
     linear_int4: Entry = field(init=False, compare=False)
     linear_float: Entry = field(init=False, compare=False)
+    norm: Entry = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("linear_int8", "linear_int4", "linear_float"):
+        for name in ("linear_int8", "linear_int4", "linear_float", "norm"):
             object.__setattr__(self, name, self.entry(name))
 
     @property
