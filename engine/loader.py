@@ -10,11 +10,12 @@ from engine.formats.checkpoint import Checkpoint
 from engine.formats.quant_config import checkpoint_format
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
-from engine.layers.attention import Attention, AttentionWeights, make_attention
-from engine.layers.decoder_layer import Branch, LayerFn, compose
+from engine.layers.attention import AttentionWeights
+from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
 from engine.layers.embedding import Embedding
 from engine.layers.linear import DenseLinear, Int8Linear, Linear, Weight, quantize_int8
-from engine.layers.mlp import Mlp, make_experts, make_mlp
+from engine.layers.mlp import Mlp, MlpWeights, make_experts, make_mlp
+from engine.layers.native_layer import NativeLayer, by_cache
 from engine.layers.rotary import Rotary
 from engine.models import model_spec
 from engine.models.decoder import Decoder
@@ -60,7 +61,7 @@ class _Loader:
     def decoder(self, runtime: Runtime, progress: Progress) -> Decoder:
         spec, layers = self.spec, list[LayerFn]()
         for layer, names in zip(spec.layers, spec.names, strict=True):
-            layers.append(self._layer(layer, names, len(layers)))
+            layers.append(self._layer(layer, names, index=len(layers)))
             progress(len(layers), len(spec.layers))
         lookup, head = self._lookup_and_head(runtime)
         embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self._positions())
@@ -78,39 +79,45 @@ class _Loader:
             norms = (self.reader.norm(name, layer.hidden_size, layer.norm) for name in places)
             return Branch(*norms)
 
-        return compose(
-            layer,
-            self._attention(layer, names, index),
-            branch(names.attention_norm, names.attention_out_norm, names.attention_sum_norm),
-            self._mlp(layer, names),
-            branch(names.mlp_norm, names.mlp_out_norm, names.mlp_sum_norm),
+        weights = LayerWeights(
+            attention=self._attention(layer, names),
+            attention_norms=branch(
+                names.attention_norm, names.attention_out_norm, names.attention_sum_norm
+            ),
+            mlp=self._mlp(layer, names),
+            mlp_norms=branch(names.mlp_norm, names.mlp_out_norm, names.mlp_sum_norm),
         )
+        turned = layer.head_dim if layer.rope is None else self.spec.ropes[layer.rope].dim
+        composed = compose(layer, weights, index, turned, self.backend)
+        if self.backend != "cpu":
+            return composed
+        native = NativeLayer.make(layer, weights, index, turned)
+        return composed if native is None else by_cache(native, composed)
 
-    def _attention(self, layer: LayerSpec, names: LayerNames, index: int) -> Attention:
+    def _attention(self, layer: LayerSpec, names: LayerNames) -> AttentionWeights:
         hidden, dim = layer.hidden_size, layer.head_dim
         q_size, kv_size = layer.heads * dim, layer.kv_heads * dim
         normed = (dim, dim) if layer.qk_norm == "head" else (q_size, kv_size)
-        weights = AttentionWeights(
+        return AttentionWeights(
             qkv=self.reader.matrix(names.qkv, (q_size, kv_size, kv_size), hidden),
             o=self.reader.matrix(names.o, (hidden,), q_size),
             q_norm=self.reader.norm(names.q_norm, normed[0], layer.norm),
             k_norm=self.reader.norm(names.k_norm, normed[1], layer.norm),
         )
-        turned = dim if layer.rope is None else self.spec.ropes[layer.rope].dim
-        return make_attention(layer, weights, index, turned, self.backend)
 
-    def _mlp(self, layer: LayerSpec, names: LayerNames) -> Mlp:
+    def _mlp(self, layer: LayerSpec, names: LayerNames) -> MlpWeights | Mlp:
         mlps = [self._one_mlp(layer, one) for one in names.mlps]
         if layer.experts is None or names.router is None:
             return mlps[0]
         router = Matrix(modules=(names.router,))
         gate = self.reader.matrix(router, (layer.experts.count,), layer.hidden_size)
-        return make_experts(layer.experts, gate, mlps)
+        experts = [make_mlp(layer, mlp, self.backend) for mlp in mlps]
+        return make_experts(layer.experts, gate, experts)
 
-    def _one_mlp(self, layer: LayerSpec, names: MlpNames) -> Mlp:
+    def _one_mlp(self, layer: LayerSpec, names: MlpNames) -> MlpWeights:
         size, hidden = layer.mlp_size, layer.hidden_size
         up = self.reader.matrix(names.up, (size, size) if layer.gated else (size,), hidden)
-        return make_mlp(layer, up, self.reader.matrix(names.down, (hidden,), size))
+        return MlpWeights(up=up, down=self.reader.matrix(names.down, (hidden,), size))
 
     def _positions(self) -> Tensor | None:
         spec = self.spec

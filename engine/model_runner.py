@@ -10,7 +10,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
 from engine.errors import ModelLoadError
 from engine.kernels import resolve
-from engine.kv_cache import KV_CACHES, KvCache, KvShape
+from engine.kv_cache import KV_CACHES, InterleavedInt8KvCache, KvCache, KvShape
 from engine.layers.linear import Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
@@ -178,6 +178,8 @@ def _allocate(config: EngineConfig, model: LoadedModel) -> tuple[KvCache, int, i
         block_size=cache.block_size,
     )
     kind = KV_CACHES[dtype]
+    if dtype == "int8" and InterleavedInt8KvCache.takes(cache.block_size):
+        kind = InterleavedInt8KvCache
     most = config.scheduler.max_sequences * -(-spec.context_length // cache.block_size)
     blocks = _pool_blocks(cache, kind.block_bytes(shape), most)
     try:

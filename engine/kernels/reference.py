@@ -61,6 +61,24 @@ def layer_norm(x_MK: Tensor, weight_K: Tensor, bias_K: Tensor | None, eps: float
     return normed_MK if bias_K is None else normed_MK + bias_K
 
 
+def activation(x_MK: Tensor, function: str, *, gated: bool) -> Tensor:
+    """An MLP's activations; where it is gated, those of the first half times the second."""
+    gate_MK, *values = x_MK.chunk(2, dim=1) if gated else (x_MK,)
+    match function:
+        case "silu":
+            out_MK = gate_MK * torch.sigmoid(gate_MK)
+        case "gelu":
+            out_MK = 0.5 * gate_MK * (1 + torch.erf(gate_MK * 0.5**0.5))
+        case "gelu_tanh":
+            inner_MK = (2 / torch.pi) ** 0.5 * (gate_MK + 0.044715 * gate_MK**3)
+            out_MK = 0.5 * gate_MK * (1 + torch.tanh(inner_MK))
+        case "relu":
+            out_MK = gate_MK.clamp(min=0)
+        case _:
+            raise ValueError(f"activation {function!r} is unknown")
+    return out_MK * values[0] if values else out_MK
+
+
 def attention(
     q_LHD: Tensor,
     k_SJD: Tensor,

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,12 @@ from engine.kernels.reference import quantize_activations
 
 logger = logging.getLogger(__name__)
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 # Sums of so many products of int8 are exact in float32: 1024 * 128 * 127 < 2 ** 24.
 _EXACT_PRODUCTS = 1024
 
@@ -62,6 +69,14 @@ def rms_norm(x_MK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
 def layer_norm(x_MK: Tensor, weight_K: Tensor, bias_K: Tensor | None, eps: float) -> Tensor:
     """See ``reference.layer_norm``."""
     return F.layer_norm(x_MK, weight_K.shape, weight_K, bias_K, eps)
+
+
+def activation(x_MK: Tensor, function: str, *, gated: bool) -> Tensor:
+    """See ``reference.activation``."""
+    if not gated:
+        return _ACTIVATIONS[function](x_MK)
+    gate_MK, value_MK = x_MK.chunk(2, dim=1)
+    return _ACTIVATIONS[function](gate_MK).mul_(value_MK)
 
 
 def attention(

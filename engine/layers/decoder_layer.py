@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.layers.attention import Attention, Step
-from engine.layers.mlp import Mlp
+from engine.layers.attention import AttentionWeights, Step, make_attention
+from engine.layers.mlp import Mlp, MlpWeights, make_mlp
 from engine.layers.norm import Norm, identity
 from engine.models.spec import LayerSpec
+
+LayerFn = Callable[[Tensor, Step], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +22,25 @@ class Branch:
     sum_norm: Norm = identity
 
 
-LayerFn = Callable[[Tensor, Step], Tensor]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """A layer's matrices and norms; ``mlp`` is made already where it has experts."""
+
+    attention: AttentionWeights
+    attention_norms: Branch
+    mlp: MlpWeights | Mlp
+    mlp_norms: Branch
 
 
 def compose(
-    spec: LayerSpec, attention: Attention, attention_norms: Branch, mlp: Mlp, mlp_norms: Branch
+    spec: LayerSpec, weights: LayerWeights, index: int, rope_dim: int, backend: str
 ) -> LayerFn:
-    """The layer as a function."""
-    a, m = attention_norms, mlp_norms
+    """The layer as a function. ``index`` is its place in the KV cache."""
+    attention = make_attention(spec, weights.attention, index, rope_dim, backend)
+    mlp = weights.mlp
+    if isinstance(mlp, MlpWeights):
+        mlp = make_mlp(spec, mlp, backend)
+    a, m = weights.attention_norms, weights.mlp_norms
     scaled = _scaled(spec.residual_scale)
 
     def sequential(hidden_TK: Tensor, step: Step) -> Tensor:

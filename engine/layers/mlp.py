@@ -4,36 +4,30 @@ Shape letters: T tokens, K hidden features, E experts.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from engine.kernels import kernel
 from engine.layers.linear import Linear
-from engine.models.spec import Activation, ExpertsSpec, LayerSpec
+from engine.models.spec import ExpertsSpec, LayerSpec
 
 Mlp = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
-def make_mlp(spec: LayerSpec, up: Linear, down: Linear) -> Mlp:
-    """[T, K] -> [T, K]; ``up`` gives gate and up, one after the other, where it is gated."""
-    activate = ACTIVATIONS[spec.activation]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpWeights:
+    """``up`` gives gates and values, one after the other, where the MLP is gated."""
 
-    def gated(x_TK: Tensor) -> Tensor:
-        gate, value = up(x_TK).chunk(2, dim=1)
-        return down(activate(gate).mul_(value))
+    up: Linear
+    down: Linear
 
-    def plain(x_TK: Tensor) -> Tensor:
-        return down(activate(up(x_TK)))
 
-    return gated if spec.gated else plain
+def make_mlp(spec: LayerSpec, weights: MlpWeights, backend: str) -> Mlp:
+    """[T, K] -> [T, K]."""
+    activate, up, down = kernel("activation", backend), weights.up, weights.down
+    return lambda x_TK: down(activate(up(x_TK), spec.activation, gated=spec.gated))
 
 
 def make_experts(spec: ExpertsSpec, router: Linear, experts: list[Mlp]) -> Mlp:

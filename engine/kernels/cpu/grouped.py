@@ -75,7 +75,7 @@ class PackedGroupedLinear:
     outs: int
     columns: int
     kernels: Kernels
-    _weights: GroupedWeights
+    weights: GroupedWeights
 
     @classmethod
     def pack(
@@ -113,7 +113,7 @@ class PackedGroupedLinear:
     @property
     def storage(self) -> str:
         """See ``Linear``."""
-        return f"int{self._weights.bits}"
+        return f"int{self.weights.bits}"
 
     @property
     def execution(self) -> str:
@@ -141,20 +141,20 @@ class PackedGroupedLinear:
             return out_MN
         x, out, threads = address(x_MK), address(out_MN), torch.get_num_threads()
         if self.activations == "float32":
-            args = LinearFloatArgs(x, self._weights, out, M, threads)
+            args = LinearFloatArgs(x, self.weights, out, M, threads)
             self.kernels.linear_float(ctypes.byref(args))
             return out_MN
-        groups, group = self.records.shape[1], int(self._weights.group)
+        groups, group = self.records.shape[1], int(self.weights.group)
         q, scale, sums = scratch(M * groups * group, 4 * M, 4 * M * groups)
         activations = Activations(q, scale, sums, M, K, group)
         self.kernels.linear_int4(
-            ctypes.byref(LinearInt4Args(x, activations, self._weights, out, threads))
+            ctypes.byref(LinearInt4Args(x, activations, self.weights, out, threads))
         )
         return out_MN
 
     def rows(self, ids_T: Tensor) -> GroupedWeight:
         """Rows of the weight by out-feature, unpacked."""
-        w, records = self._weights, self.records[ids_T // PANEL]
+        w, records = self.weights, self.records[ids_T // PANEL]
         T = len(records)
         scale_type, lane = _SCALES[int(w.scale_type)], ids_T % PANEL
         begin = PANEL * scale_type.itemsize

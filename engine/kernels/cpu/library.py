@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 # Loads the OpenMP runtime; the library's symbols resolve to it.
@@ -38,10 +38,14 @@ class Kernels:
     linear_int4: Entry = field(init=False, compare=False)
     linear_float: Entry = field(init=False, compare=False)
     norm: Entry = field(init=False, compare=False)
+    activate: Entry = field(init=False, compare=False)
+    layer: Entry = field(init=False, compare=False)
+    layer_scratch: Entry = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("linear_int8", "linear_int4", "linear_float", "norm"):
-            object.__setattr__(self, name, self.entry(name))
+        for one in fields(self):
+            if not one.init:
+                object.__setattr__(self, one.name, self.entry(one.name))
 
     @property
     def name(self) -> str:

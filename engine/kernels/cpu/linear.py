@@ -91,6 +91,11 @@ class PackedInt8Linear:
         return cls(packed, scale_N, bias_N, outs, columns, found or kernels(), args)
 
     @property
+    def weights(self) -> Int8Weights:
+        """For kernels that have this product among their phases."""
+        return self._args.weights
+
+    @property
     def product(self) -> str:
         """See ``Linear``."""
         return self.kernels.name

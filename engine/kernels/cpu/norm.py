@@ -59,6 +59,30 @@ class ActivateQuantizeArgs(ctypes.Structure):
     )
 
 
+class ActivateArgs(ctypes.Structure):
+    """``ActivateArgs`` of csrc/norm.cpp."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("function", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+    )
+
+
+def activation(x_MK: Tensor, function: str, *, gated: bool) -> Tensor:
+    """See ``reference.activation``; changes ``x_MK``, and returns a part of it."""
+    assert x_MK.dtype == torch.float32
+    rows, width = x_MK.shape
+    columns = width // 2 if gated else width
+    place, threads = FUNCTIONS.index(function), torch.get_num_threads()
+    args = ActivateArgs(address(x_MK), place, gated, rows, columns, threads)
+    kernels().activate(ctypes.byref(args))
+    return x_MK[:, :columns]
+
+
 def rms_norm(x_MK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
     """See ``reference.rms_norm``; a row's result is the same in any batch."""
     return _run(x_MK, Norm(address(weight_K), None, len(weight_K), eps, 1))

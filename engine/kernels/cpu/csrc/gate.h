@@ -44,16 +44,29 @@ using ActivateRow = void (*)(float*, const float*, int64_t);
 constexpr ActivateRow kActivateRow[] = {activate_row<kSilu>, activate_row<kGelu>,
                                         activate_row<kGeluTanh>, activate_row<kRelu>};
 
+// A row's activations, in place of its gates where it has gates and values. Returns their place.
+VENTURI_INLINE float* activate_at(Function function, bool gated, float* x, int64_t row,
+                                  int64_t columns) {
+    float* const at = x + row * columns * (gated ? 2 : 1);
+    kActivateRow[function](at, gated ? at + columns : nullptr, columns);
+    return at;
+}
+
+// Phase: the activations of x [M, K], or of the gates where x is [M, 2 K] of gates and values.
+static inline void activate_rows(Function function, bool gated, float* x, int64_t rows,
+                                 int64_t columns, int thread, int threads) {
+    const Range mine = part(rows, thread, threads);
+    for (int64_t row = mine.begin; row < mine.end; ++row)
+        activate_at(function, gated, x, row, columns);
+}
+
 // Phase: quantises the activations of x [M, K], or of the gates where x is [M, 2 K] of gates and
 // values; they are left in place of the gates.
 static inline void activate_quantize(Function function, bool gated, float* x, const Activations& a,
                                      int thread, int threads) {
     const Range mine = part(a.rows, thread, threads);
-    for (int64_t row = mine.begin; row < mine.end; ++row) {
-        float* at = x + row * a.columns * (gated ? 2 : 1);
-        kActivateRow[function](at, gated ? at + a.columns : nullptr, a.columns);
-        quantize_row(PlainRow{at}, a, row);
-    }
+    for (int64_t row = mine.begin; row < mine.end; ++row)
+        quantize_row(PlainRow{activate_at(function, gated, x, row, a.columns)}, a, row);
 }
 
 }  // namespace VENTURI_NAMESPACE
