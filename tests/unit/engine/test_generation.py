@@ -78,7 +78,7 @@ async def make_generator() -> AsyncIterator[MakeGenerator]:
         max_sequences: int = 4,
     ) -> Generator:
         chosen = runner or ArithmeticRunner()
-        config = SchedulerConfig(max_sequences=max_sequences, token_budget=32)
+        config = SchedulerConfig(max_sequences=max_sequences, token_budget=32, speculative_tokens=0)
         client = EngineClient(lambda: LocalTransport(lambda: EngineCore(chosen, config)))
         await client.start()
         generator = Generator(
