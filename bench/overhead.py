@@ -67,6 +67,7 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def start(self) -> None:
+        """A new step."""
         self.seconds = {}
         self.last = time.perf_counter()
 
@@ -87,12 +88,14 @@ class RandomDecoder:
         self._logits_RV = DEVIATION * torch.randn(64, VOCABULARY, generator=self._generator)
 
     def hidden(self, inputs: ModelInputs, cache: KvCache) -> Tensor:
+        """See ``Decoder``."""
         self._watch.mark("build")
         hidden_TK = torch.zeros(len(inputs.token_ids_T), 1)
         self._watch.mark("model")
         return hidden_TK
 
     def logits(self, hidden_RK: Tensor) -> Tensor:
+        """See ``Decoder``."""
         self._watch.mark("sample")
         shift, row = torch.randint(VOCABULARY, (2,), generator=self._generator).tolist()
         rows_R = (torch.arange(len(hidden_RK)) + row) % len(self._logits_RV)
@@ -111,15 +114,18 @@ class TimedRunner:
         self._watch = watch
 
     def run(self, batch: ScheduledBatch) -> StepResult:
+        """See ``engine.core.Runner``."""
         self._watch.mark("schedule")
         result = self._runner.run(batch)
         self._watch.mark("sample")
         return result
 
     def prepare(self, constraint: Constraint) -> None:
+        """See ``engine.core.Runner``."""
         self._runner.prepare(constraint)
 
     def report(self, max_sequence_tokens: int) -> ModelReport:
+        """See ``engine.core.Runner``."""
         return self._runner.report(max_sequence_tokens)
 
 
@@ -189,7 +195,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    figures = measure(1 if arguments.quick else 10)
+    figures = measure(1 if arguments.quick else 5)
     for name, value in figures.items():
         print(f"{name:36} {value:.1f}" if isinstance(value, float) else f"{name:36} {value}")
     if arguments.json is not None:
