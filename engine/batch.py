@@ -55,7 +55,7 @@ class ModelInputs:
 
 
 def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
-    """Tensors for ``batch``; the i-th of ``rows_R`` belongs to the i-th item that samples."""
+    """Tensors for ``batch``; ``rows_R`` are those of the items that sample, drafts with them."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -64,15 +64,16 @@ def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
     block_ids: list[int] = []
     for item in batch.items:
         sequence, start = item.sequence, item.sequence.computed
-        end = start + item.length
-        sequences.append((len(token_ids), item.length, end, len(block_ids)))
+        end = start + item.rows
+        sequences.append((len(token_ids), item.rows, end, len(block_ids)))
         block_ids += sequence.block_table[: -(-end // block_size)]
-        token_ids += sequence.tokens[start:end]
+        token_ids += sequence.tokens[start : start + item.length]
+        token_ids += item.drafts
         positions += range(start, end)
         table = sequence.block_table
         slots += [table[p // block_size] * block_size + p % block_size for p in range(start, end)]
         if item.samples:
-            rows.append(len(token_ids) - 1)
+            rows += range(len(token_ids) - 1 - len(item.drafts), len(token_ids))
     context = ForwardContext(
         positions_T=torch.tensor(positions),
         slots_T=torch.tensor(slots),
@@ -84,7 +85,7 @@ def build(batch: ScheduledBatch, block_size: int) -> ModelInputs:
 
 
 def _groups(items: list[ScheduledSequence], block_size: int) -> list[AttentionGroup]:
-    """Decodes in groups that padding at most doubles, chunks of prompts one by one."""
+    """Decodes in groups that padding at most doubles, chunks of prompts and drafts one by one."""
     groups: list[AttentionGroup] = []
     members: list[list[int]] = []
     lens: list[int] = []
@@ -100,14 +101,14 @@ def _groups(items: list[ScheduledSequence], block_size: int) -> list[AttentionGr
             members, lens = [], []
 
     for item in items:
-        context = item.sequence.computed + item.length
+        context = item.sequence.computed + item.rows
         table = item.sequence.block_table[: -(-context // block_size)]
-        if item.length > 1 or not _padding_is_small([*members, table]):
+        if item.rows > 1 or not _padding_is_small([*members, table]):
             close(1)
         members.append(table)
         lens.append(context)
-        if item.length > 1:
-            close(item.length)
+        if item.rows > 1:
+            close(item.rows)
     close(1)
     return groups
 

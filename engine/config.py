@@ -24,18 +24,22 @@ class SchedulerConfig:
     """Bounds of a step. ``token_budget`` counts the tokens of all its rows.
 
     Prompts take no more of a step than keeps it below ``max_gap_s`` (seconds, as measured)
-    while others decode: it bounds the gap between two of their tokens.
+    while others decode: it bounds the gap between two of their tokens. ``speculative_tokens``
+    are drafted at most for a sequence and step; 0 is off.
     """
 
     max_sequences: int = 64
     token_budget: int = 512
     max_gap_s: float = 0.1
+    speculative_tokens: int = 4
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_sequences <= self.token_budget:
             raise ValueError("need 1 <= max_sequences <= token_budget")
         if not 0 < self.max_gap_s < math.inf:
             raise ValueError(f"max_gap_s must be positive and finite, not {self.max_gap_s}")
+        if self.speculative_tokens < 0:
+            raise ValueError("speculative_tokens must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

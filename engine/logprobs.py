@@ -73,7 +73,7 @@ def prompt_logprobs(
             targets = sequence.request.prompt[start + 1 : end + 1]
             found.append(PromptLogprobs(sequence.id, _in_parts(rows_TK, targets, count, head)))
             sequence.reported = end
-        row += item.length
+        row += item.rows
     return found
 
 

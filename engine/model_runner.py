@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +31,14 @@ from engine.types import (
 )
 
 _ONE_THREAD_BYTES = 32 << 20
+
+
+class _Row(NamedTuple):
+    """Logits that a token is sampled from: those ``after`` so many drafts of an item."""
+
+    item: int
+    sequence: Sequence
+    after: int
 
 
 class ModelRunner:
@@ -86,25 +95,33 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch) -> StepResult:
-        """The next token of each item that samples, 0 for the others; log-probabilities."""
+        """The next tokens of each item that samples, 0 for the others; log-probabilities."""
         inputs, decoder = batches.build(batch, self.block_size), self._model.decoder
         hidden_TK = decoder.hidden(inputs, self._cache)
         result = StepResult([0] * len(batch.items))
         result.prompts.extend(prompt_logprobs(batch, hidden_TK, decoder.logits))
-        sampling = [index for index, item in enumerate(batch.items) if item.samples]
-        if sampling:
+        rows = [
+            _Row(index, item.sequence, after)
+            for index, item in enumerate(batch.items)
+            if item.samples
+            for after in range(1 + len(item.drafts))
+        ]
+        if rows:
             logits_RV = decoder.logits(hidden_TK[inputs.rows_R])
-            sequences = [batch.items[index].sequence for index in sampling]
-            report = LogprobsReport(logits_RV, sequences)
-            tokens = self._sample(logits_RV, sequences)
-            for index, token in zip(sampling, tokens, strict=True):
-                result.tokens[index] = token
-            for row, logprobs in report.of(tokens).items():
-                result.logprobs[sampling[row]] = logprobs
+            report = LogprobsReport(logits_RV, [row.sequence for row in rows])
+            tokens = self._sample(logits_RV, rows)
+            for row, token in zip(rows, tokens, strict=True):
+                if row.after == 0:
+                    result.tokens[row.item] = token
+                else:
+                    result.after_drafts.setdefault(row.item, []).append(token)
+            for number, logprobs in report.of(tokens).items():
+                result.logprobs[rows[number].item] = logprobs
         return result
 
-    def _sample(self, logits_RV: torch.Tensor, sequences: list[Sequence]) -> list[int]:
+    def _sample(self, logits_RV: torch.Tensor, rows: list["_Row"]) -> list[int]:
         """Changes ``logits_RV``."""
+        sequences = [row.sequence for row in rows]
 
         def edit(logits_RV: torch.Tensor) -> None:
             add_bias(logits_RV, sequences)
@@ -114,9 +131,9 @@ class ModelRunner:
 
         return sample(
             logits_RV,
-            [sequence.request.sampling for sequence in sequences],
-            [sequence.generated for sequence in sequences],
-            [sequence.choice for sequence in sequences],
+            [row.sequence.request.sampling for row in rows],
+            [row.sequence.generated + row.after for row in rows],
+            [row.sequence.choice for row in rows],
             edit,
         )
 

@@ -13,8 +13,10 @@ from operator import attrgetter
 
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
-from engine.deadlines import expiry
+from engine.counts import Counts
+from engine.endings import ending, expiry
 from engine.errors import InvalidRequest
+from engine.speculation import add_drafts
 from engine.speed import StepSpeed
 from engine.types import (
     EngineStats,
@@ -26,7 +28,6 @@ from engine.types import (
     Sequence,
     StepOutput,
     StepResult,
-    TokenEvent,
     TokenLogprobs,
 )
 
@@ -47,7 +48,7 @@ class Scheduler:
         self._refused: list[Finished] = []
         self._step_began = 0.0
         self._speed = StepSpeed()
-        self._counts = {"prompt": 0, "generated": 0, "preempted": 0, "cached": 0, "recomputed": 0}
+        self._counts = Counts()
 
     def __repr__(self) -> str:
         return f"<Scheduler waiting {len(self._waiting)} running {len(self._running)}>"
@@ -104,7 +105,8 @@ class Scheduler:
         for sequence in [s for s in self._running if s.uncomputed == 1]:
             if sequence in self._running and self._make_room(sequence, items):
                 items.append(ScheduledSequence(sequence, 1))
-        budget = self._prompt_budget(len(items))
+        items = add_drafts(items, self._config, self._blocks)
+        budget = self._prompt_budget(sum(item.rows for item in items))
         for sequence in [s for s in self._running if s.uncomputed > 1]:
             length = min(sequence.uncomputed, budget)
             if length > 0:
@@ -125,7 +127,9 @@ class Scheduler:
                 self._register_full_blocks(sequence)
             if samples:
                 sequence.prompt_done = True
-                self._append(sequence, token, result.logprobs.get(index), now, output)
+                logprobs = result.logprobs.get(index)
+                if self._append(sequence, token, logprobs, now, output) and item.drafts:
+                    self._accept(item, result.after_drafts[index], now, output)
         return output
 
     def fail(self, batch: ScheduledBatch, message: str, now: float) -> list[Finished]:
@@ -135,18 +139,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Live counts."""
-        return EngineStats(
-            queued=len(self._waiting),
-            running=len(self._running),
-            blocks_used=self._blocks.used_blocks,
-            blocks_free=self._blocks.available_blocks - self._blocks.cached_blocks,
-            blocks_cached=self._blocks.cached_blocks,
-            prompt_tokens=self._counts["prompt"],
-            generated_tokens=self._counts["generated"],
-            preemptions=self._counts["preempted"],
-            cached_tokens=self._counts["cached"],
-            recomputed_tokens=self._counts["recomputed"],
-        )
+        return self._counts.stats(len(self._waiting), len(self._running), self._blocks)
 
     def check_invariants(self) -> None:
         """Raises ``RuntimeError`` where sequences or blocks are lost or held twice."""
@@ -226,8 +219,8 @@ class Scheduler:
         self._blocks.release(victim.block_table)
         victim.preemptions += 1
         victim.recomputed += victim.computed
-        self._counts["preempted"] += 1
-        self._counts["recomputed"] += victim.computed
+        self._counts.preempted += 1
+        self._counts.recomputed += victim.computed
         victim.computed = victim.registered = 0
         bisect.insort(self._waiting, victim, key=_order)
 
@@ -275,8 +268,8 @@ class Scheduler:
         if sequence.scheduled_at is None:
             sequence.scheduled_at = now
             sequence.cached = sequence.computed
-            self._counts["prompt"] += len(sequence.request.prompt)
-            self._counts["cached"] += sequence.computed
+            self._counts.prompt += len(sequence.request.prompt)
+            self._counts.cached += sequence.computed
 
     def _register_full_blocks(self, sequence: Sequence) -> None:
         full = sequence.computed // self._blocks.block_size
@@ -288,6 +281,22 @@ class Scheduler:
                 self._blocks.register(sequence.block_table[index], sequence.digests[index])
             sequence.registered = full
 
+    def _accept(
+        self, item: ScheduledSequence, sampled: list[int], now: float, output: StepOutput
+    ) -> None:
+        """Appends what was sampled after each draft that was right."""
+        sequence, accepted = item.sequence, 0
+        for draft, token in zip(item.drafts, sampled, strict=True):
+            if draft != sequence.tokens[-1]:
+                break
+            accepted += 1
+            sequence.computed += 1
+            if not self._append(sequence, token, None, now, output):
+                break
+        self._counts.drafted += len(item.drafts)
+        self._counts.accepted += accepted
+        sequence.drafter.judge(len(item.drafts), accepted, len(sequence.tokens))
+
     def _append(
         self,
         sequence: Sequence,
@@ -295,31 +304,22 @@ class Scheduler:
         logprobs: TokenLogprobs | None,
         now: float,
         output: StepOutput,
-    ) -> None:
+    ) -> bool:
+        """Whether the sequence goes on."""
         if token < 0:
             message = "the model's logits are not finite"
             output.finished.append(self._finish(sequence, FinishReason.ERROR, now, message=message))
-            return
+            return False
         sequence.tokens.append(token)
         if sequence.first_token_at is None:
             sequence.first_token_at = now
-        self._counts["generated"] += 1
-        output.tokens.append(
-            TokenEvent(
-                id=sequence.id,
-                token=token,
-                choice=sequence.choice,
-                cached=sequence.cached if sequence.generated == 1 else 0,
-                logprobs=logprobs,
-            )
-        )
-        stopping = sequence.request.stopping
-        if token in stopping.eos_token_ids:
-            output.finished.append(self._finish(sequence, FinishReason.EOS, now, stop=token))
-        elif token in stopping.stop_token_ids:
-            output.finished.append(self._finish(sequence, FinishReason.STOP, now, stop=token))
-        elif sequence.generated >= stopping.max_tokens:
-            output.finished.append(self._finish(sequence, FinishReason.LENGTH, now))
+        self._counts.generated += 1
+        output.tokens.append(sequence.last_token(logprobs))
+        reason = ending(sequence)
+        if reason is not None:
+            stop = None if reason is FinishReason.LENGTH else token
+            output.finished.append(self._finish(sequence, reason, now, stop=stop))
+        return reason is None
 
     def _finish(
         self,

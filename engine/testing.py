@@ -40,9 +40,15 @@ class ArithmeticRunner:
     def run(self, batch: ScheduledBatch) -> StepResult:
         """See ``engine.core.Runner``."""
         self.steps.append(batch)
-        return StepResult(
-            [self.next_token(item.sequence.tokens) if item.samples else 0 for item in batch.items]
-        )
+        result = StepResult([0] * len(batch.items))
+        for index, item in enumerate(batch.items):
+            if item.samples:
+                tokens = list(item.sequence.tokens)
+                result.tokens[index] = self.next_token(tokens)
+                result.after_drafts[index] = [
+                    self.next_token(tokens := [*tokens, draft]) for draft in item.drafts
+                ]
+        return result
 
     def prepare(self, constraint: Constraint) -> None:
         """See ``engine.core.Runner``; its tokens match no constraint."""

@@ -1,11 +1,13 @@
 """Requests, sequences, batches and events: what the engine's parts say to each other.
 
-Standard library only. Token ids in, token ids out: the core knows no text. Times are
+Token ids in, token ids out: the core knows no text. Times are
 seconds of ``time.monotonic``, which all processes of a host share.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
+
+from engine.ngram import Drafter
 
 
 class FinishReason(Enum):
@@ -122,6 +124,7 @@ class Sequence:
     prompt_done: bool = False
     scheduled_at: float | None = None
     first_token_at: float | None = None
+    drafter: Drafter = field(default_factory=Drafter)
 
     @property
     def order(self) -> tuple[int, float, float, int]:
@@ -145,6 +148,16 @@ class Sequence:
     def uncomputed(self) -> int:
         """Tokens whose KV is not in the cache yet; 1 in a plain decode step."""
         return len(self.tokens) - self.computed
+
+    def last_token(self, logprobs: "TokenLogprobs | None") -> "TokenEvent":
+        """The event of the token generated last."""
+        return TokenEvent(
+            id=self.id,
+            token=self.tokens[-1],
+            choice=self.choice,
+            cached=self.cached if self.generated == 1 else 0,
+            logprobs=logprobs,
+        )
 
     def end(
         self,
@@ -174,10 +187,19 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The next ``length`` uncomputed tokens of a sequence, run in this step."""
+    """The next ``length`` uncomputed tokens of a sequence, run in this step.
+
+    ``drafts`` run after them: guesses at the tokens to come, where the step samples.
+    """
 
     sequence: Sequence
     length: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the batch that are this item's."""
+        return self.length + len(self.drafts)
 
     @property
     def samples(self) -> bool:
@@ -233,11 +255,13 @@ class PromptLogprobs:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step computed. ``tokens[i]`` belongs to item i and counts where it samples; it is
-    negative where the logits were not finite. ``logprobs`` are by item."""
+    negative where the logits were not finite. ``after_drafts[i]`` are the tokens sampled after
+    each draft of item i. ``logprobs`` are by item."""
 
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompts: list[PromptLogprobs] = field(default_factory=list)
+    after_drafts: dict[int, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,7 +300,8 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Live counts of the core."""
+    """Live counts of the core. Of the ``drafted_tokens`` of speculation, so many were right as
+    ``accepted_tokens`` says."""
 
     queued: int
     running: int
@@ -288,6 +313,8 @@ class EngineStats:
     preemptions: int
     cached_tokens: int
     recomputed_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

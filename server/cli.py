@@ -41,8 +41,14 @@ def main() -> None:
 @click.option("--kv-memory", metavar="SIZE", help="Memory of the KV cache; default 256MiB.")
 @click.option("--kv-blocks", type=int, help="Blocks of the KV cache, in place of --kv-memory.")
 @click.option("--max-requests", type=int, help="Open requests; more are refused. Default 256.")
+@click.option(
+    "--max-queued-tokens",
+    type=int,
+    help="Prompt tokens that wait for a first token; more are refused. Default 16384.",
+)
 @click.option("--max-sequences", type=int, help="Sequences in a step. Default 64.")
 @click.option("--token-budget", type=int, help="Tokens in a step. Default 512.")
+@click.option("--speculative-tokens", type=int, help="Drafts a step. Default 4; 0: off.")
 @click.option("--threads", type=int, help="Threads of the engine; default: by size.")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")

@@ -58,8 +58,12 @@ class ServerConfig(BaseSettings):
     kv_memory: Size = Field(256 << 20, ge=1 << 16)
     kv_blocks: int | None = Field(None, ge=1)
     max_requests: int = Field(256, ge=1)
+    # 32 full steps, or 64 tokens for each of max_requests: beyond that a first token is so far
+    # off that the caller had better ask elsewhere, or later.
+    max_queued_tokens: int = Field(16384, ge=1)
     max_sequences: int = Field(64, ge=1, le=4096)
     token_budget: int = Field(512, ge=1, le=1 << 20)
+    speculative_tokens: int = Field(4, ge=0, le=16)
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)

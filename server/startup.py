@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.client.admission import Admission
 from engine.client.defaults import GenerationDefaults
 from engine.client.engine_client import EngineClient
 from engine.client.generation import Generator
@@ -47,7 +48,8 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
         engine.on_loading = lambda message: serving.report(_loading(message))
         await engine.start()
         telemetry.child(root, "load", loading, time.time_ns())
-        serving.open(Generator(engine, tokenizer, defaults, config.max_requests))
+        admission = Admission(config.max_requests, config.max_queued_tokens)
+        serving.open(Generator(engine, tokenizer, defaults, admission))
     finally:
         if root is not None:
             root.end()
@@ -61,7 +63,9 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
             dtype=config.kv_dtype, blocks=config.kv_blocks, memory_bytes=config.kv_memory
         ),
         scheduler=SchedulerConfig(
-            max_sequences=config.max_sequences, token_budget=config.token_budget
+            max_sequences=config.max_sequences,
+            token_budget=config.token_budget,
+            speculative_tokens=config.speculative_tokens,
         ),
         kernels=KernelConfig(threads=config.threads),
         log_level=config.log_level,

@@ -6,14 +6,15 @@ them with one exception.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from engine.client.admission import Admission, Place, estimate_tokens
 from engine.client.choice import TextChoice
 from engine.client.defaults import GenerationDefaults
 from engine.client.engine_client import EngineClient
 from engine.client.requests import Chat, GenerationRequest
-from engine.client.stream import TokenStream
+from engine.client.stream import Coalescing, TokenStream
 from engine.client.tokenizer import Tokenizer
 from engine.client.validation import Limits, check, check_ids, sampling_params, stopping_params
 from engine.errors import (
@@ -60,26 +61,25 @@ class Delta:
 
 
 class Generator:
-    """Front door of the engine. ``max_open`` bounds the accepted requests."""
+    """Front door of the engine. ``admission`` bounds what is accepted."""
 
     def __init__(
         self,
         engine: EngineClient,
         tokenizer: Tokenizer,
         defaults: GenerationDefaults,
-        max_open: int,
+        admission: Admission,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.defaults = defaults
         self._chat_stop = defaults.chat_stop or tuple(filter(None, [tokenizer.chat_stop]))
-        self._max_open = max_open
-        self._open = 0
+        self._admission = admission
 
     @property
     def open_requests(self) -> int:
         """Accepted and not ended."""
-        return self._open
+        return self._admission.open_requests
 
     @property
     def limits(self) -> Limits:
@@ -92,54 +92,56 @@ class Generator:
         """Accepts a request, or raises. The caller must ``close`` what it gets."""
         arrival = time.monotonic()
         check(request, self.limits)
-        # The place is taken before the costly part, so that a burst is refused early.
-        if self._open >= self._max_open:
-            raise Overloaded(f"{self._open} requests are open already", retry_after_s=1.0)
-        self._open += 1
+        place = self._admission.enter()
         try:
-            return await self._submit(request, arrival)
+            return await self._submit(request, arrival, place)
         except BaseException:
-            self._open -= 1
+            place.leave()
             raise
 
-    def release(self) -> None:
-        """Gives a place back; called by ``Generation.close``."""
-        self._open -= 1
-
     async def tokenize(
-        self, prompt: str | Chat, *, add_special: bool = True
+        self,
+        prompt: str | Chat,
+        *,
+        add_special: bool = True,
+        reserve: Callable[[int], None] = lambda tokens: None,
     ) -> tuple[list[int], str]:
-        """Token ids, and the text that they stand for (the rendered chat)."""
-        return await asyncio.to_thread(self._tokenize, prompt, add_special)
+        """Token ids, and the text that they stand for (the rendered chat).
+
+        ``reserve`` hears how many there may be, before each costly part.
+        """
+        if isinstance(prompt, Chat):
+            self._expect("".join(m["content"] for m in prompt.messages), reserve)
+            text = await asyncio.to_thread(
+                self.tokenizer.render,
+                prompt.messages,
+                prompt.add_generation_prompt,
+                prompt.template_kwargs,
+            )
+            # The template prints the special tokens itself.
+            add_special = False
+        else:
+            text = prompt
+        self._expect(text, reserve)
+        ids = await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special)
+        return ids, text
 
     async def detokenize(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of ``ids``. Raises ``InvalidRequest`` for ids that the model does not have."""
         check_ids("token_ids", ids, self.limits)
         return await asyncio.to_thread(self.tokenizer.decode, ids, skip_special_tokens=skip_special)
 
-    def _tokenize(self, prompt: str | Chat, add_special: bool) -> tuple[list[int], str]:
-        self._refuse_long(prompt)
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_special_tokens=add_special), prompt
-        text = self.tokenizer.render(
-            prompt.messages, prompt.add_generation_prompt, prompt.template_kwargs
-        )
-        # The template prints the special tokens itself.
-        return self.tokenizer.encode(text, add_special_tokens=False), text
-
-    def _refuse_long(self, prompt: str | Chat) -> None:
+    def _expect(self, text: str, reserve: Callable[[int], None]) -> None:
         """Tokenising takes seconds for megabytes; what cannot fit is refused before."""
-        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt.messages]
-        most = self.limits.max_sequence_tokens * self.tokenizer.longest_token
-        if (characters := sum(map(len, texts))) > most:
-            raise InvalidRequest("input", f"{characters} characters are more than can fit")
+        longest = self.limits.max_sequence_tokens
+        if len(text) > longest * self.tokenizer.longest_token:
+            raise InvalidRequest("input", f"{len(text)} characters are more than can fit")
+        reserve(min(estimate_tokens(text), longest))
 
-    async def _submit(self, request: GenerationRequest, arrival: float) -> "Generation":
-        prompt = request.prompt
-        if isinstance(prompt, list):
-            ids, text = prompt, await self.detokenize(prompt) if request.echo else ""
-        else:
-            ids, text = await self.tokenize(prompt)
+    async def _submit(
+        self, request: GenerationRequest, arrival: float, place: Place
+    ) -> "Generation":
+        ids, text = await self._prompt(request, place)
         tokenized = time.monotonic()
         timeout = request.queue_timeout
         core_request = Request(
@@ -153,12 +155,34 @@ class Generator:
             queue_deadline=None if timeout is None else arrival + timeout,
             cache_salt=request.id if request.bypass_cache else request.cache_salt,
         )
+        # After the checks: a prompt that can never fit is not told to come again.
+        place.reserve(len(ids))
         stops = request.stop
         if stops is None:
-            stops = self._chat_stop if isinstance(prompt, Chat) else ()
+            stops = self._chat_stop if isinstance(request.prompt, Chat) else ()
+        choices = [
+            TextChoice(
+                self.tokenizer.decode,
+                core_request.stopping,
+                stops,
+                request.include_stop,
+                text if request.echo else "",
+            )
+            for _ in range(request.n)
+        ]
         stream = self.engine.submit(core_request)
-        echo = text if request.echo else ""
-        return Generation(self, core_request, stream, tokenized, request, stops, echo)
+        stream.on_start = place.start
+        return Generation(
+            self.engine, place, core_request, stream, choices, request.coalescing, tokenized
+        )
+
+    async def _prompt(self, request: GenerationRequest, place: Place) -> tuple[list[int], str]:
+        """Token ids of the prompt, and its text where that is known or wanted."""
+        prompt = request.prompt
+        if not isinstance(prompt, list):
+            return await self.tokenize(prompt, reserve=place.reserve)
+        place.reserve(len(prompt))
+        return prompt, await self.detokenize(prompt) if request.echo else ""
 
 
 class Generation:
@@ -166,24 +190,21 @@ class Generation:
 
     def __init__(
         self,
-        generator: Generator,
+        engine: EngineClient,
+        place: Place,
         request: Request,
         stream: TokenStream,
+        choices: list[TextChoice],
+        coalescing: Coalescing,
         tokenized: float,
-        options: GenerationRequest,
-        stops: tuple[str, ...],
-        echo: str = "",
     ) -> None:
-        self._generator = generator
+        self._engine = engine
+        self._place = place
         self._request = request
         self._stream = stream
+        self._choices = choices
+        self._coalescing = coalescing
         self._tokenized = tokenized
-        self._coalescing = options.coalescing
-        decode = generator.tokenizer.decode
-        self._choices = [
-            TextChoice(decode, request.stopping, stops, options.include_stop, echo)
-            for _ in range(request.choices)
-        ]
         self._closed = False
 
     @property
@@ -205,8 +226,8 @@ class Generation:
         """Ends the request in the engine if it still runs. Idempotent."""
         if not self._closed:
             self._closed = True
-            self._generator.engine.cancel(self._request.id)
-            self._generator.release()
+            self._engine.cancel(self._request.id)
+            self._place.leave()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas until each choice has had its end. Raises ``DeadlineExceeded``,
@@ -219,7 +240,7 @@ class Generation:
             text, events = choice.take(piece.tokens) if choice.matched is None else ("", [])
             if piece.finished is None and choice.matched is not None and events:
                 # The end comes with the engine's word that the blocks are free.
-                self._generator.engine.cancel(self._request.id, piece.choice)
+                self._engine.cancel(self._request.id, piece.choice)
             end = None
             if piece.finished is not None:
                 running -= 1

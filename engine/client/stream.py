@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.types import Finished, TokenEvent, TokenLogprobs
@@ -45,12 +46,17 @@ class _Choice:
 
 
 class TokenStream:
-    """Bounded by the request's own max_tokens: a slow reader finds more at once."""
+    """Bounded by the request's own max_tokens: a slow reader finds more at once.
+
+    ``on_start`` is called once: when the first token or terminal event is there, read or not.
+    """
 
     def __init__(self, choices: int = 1) -> None:
         self.choices = choices
         self.prompt: list[TokenLogprobs] = []
+        self.on_start: Callable[[], None] = lambda: None
         self._choices = [_Choice() for _ in range(choices)]
+        self._started = False
         self._arrived = asyncio.Event()
 
     @property
@@ -68,13 +74,13 @@ class TokenStream:
         if not choice.tokens:
             choice.since = time.monotonic()
         choice.tokens.append(event)
-        self._arrived.set()
+        self._arrive()
 
     def put_finished(self, finished: Finished) -> None:
         """Adds a choice's terminal event. The first one counts."""
         choice = self._choices[finished.choice]
         choice.finished = choice.finished or finished
-        self._arrived.set()
+        self._arrive()
 
     async def next(self, coalescing: Coalescing) -> Slice:
         """Waits for at least one event. A choice's first token never waits for others."""
@@ -88,6 +94,12 @@ class TokenStream:
             return Slice(tokens, None, index)
         choice.delivered = True
         return Slice(tokens, choice.finished, index)
+
+    def _arrive(self) -> None:
+        if not self._started:
+            self._started = True
+            self.on_start()
+        self._arrived.set()
 
     def _ready(self, coalescing: Coalescing) -> int | None:
         now = time.monotonic()

@@ -62,6 +62,7 @@ def check(request: GenerationRequest, limits: Limits) -> None:
             raise InvalidRequest("stopping.ignore_eos", message)
     if isinstance(request.prompt, list):
         check_ids("token_ids", request.prompt, limits)
+        room_for(request, limits, len(request.prompt))
 
 
 def _check_penalties(request: GenerationRequest, limits: Limits) -> None:
@@ -119,15 +120,8 @@ def sampling_params(request: GenerationRequest, defaults: GenerationDefaults) ->
     )
 
 
-def stopping_params(
-    request: GenerationRequest,
-    defaults: GenerationDefaults,
-    limits: Limits,
-    prompt_tokens: int,
-    arrival: float,
-) -> StoppingParams:
-    """Raises ``InvalidRequest`` for what depends on the prompt's length or the model's ends:
-    prompt and max_tokens must fit the context, a constraint needs an end token."""
+def room_for(request: GenerationRequest, limits: Limits, prompt_tokens: int) -> int:
+    """Tokens that fit behind the prompt. Raises ``InvalidRequest`` if it and max_tokens do not."""
     room = limits.max_sequence_tokens - prompt_tokens
     if prompt_tokens < 1:
         raise InvalidRequest("input", "the prompt is empty")
@@ -138,6 +132,19 @@ def stopping_params(
             f"{prompt_tokens} prompt tokens{wanted} do not fit into "
             f"{limits.max_sequence_tokens} tokens",
         )
+    return room
+
+
+def stopping_params(
+    request: GenerationRequest,
+    defaults: GenerationDefaults,
+    limits: Limits,
+    prompt_tokens: int,
+    arrival: float,
+) -> StoppingParams:
+    """Raises ``InvalidRequest`` for what depends on the prompt's length or the model's ends:
+    what ``room_for`` refuses, or a constraint without an end token."""
+    room = room_for(request, limits, prompt_tokens)
     max_tokens = request.max_tokens or room
     if request.min_tokens > max_tokens:
         message = f"{request.min_tokens} is more than the {max_tokens} tokens that may come"

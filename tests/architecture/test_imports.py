@@ -20,7 +20,7 @@ POLICY = [
     "engine.scheduler",
     "engine.block_manager",
     "engine.speed",
-    "engine.deadlines",
+    "engine.endings",
     "engine.types",
     "engine.errors",
 ]

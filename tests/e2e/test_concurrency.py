@@ -177,3 +177,28 @@ async def test_more_than_max_requests_are_refused(cache_dir: object, pool: tuple
                 call.cancel()
             await load_when_idle(channel)
             assert (await collect(stub, request))[0] is grpc.StatusCode.OK
+
+
+async def test_more_than_max_queued_tokens_are_refused(
+    cache_dir: object, pool: tuple[str, ...]
+) -> None:
+    """One sequence runs at a time, so that all others wait with their prompts."""
+    flags = ("--max-sequences", "1", "--max-queued-tokens", "50")
+    with ServerProcess("--cache-dir", str(cache_dir), *flags, *pool) as server:
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            stub = InferenceServiceStub(channel)
+            request = pb.GenerateRequest(
+                text="User: hello " * 6, stopping=pb.Stopping(max_tokens=60, ignore_eos=True)
+            )
+            calls = [stub.Generate(request) for _ in range(20)]
+            refused = [call for call in calls if await call.code() is not grpc.StatusCode.OK]
+            assert 0 < len(refused) < len(calls)
+            for call in refused:
+                assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "prompt tokens" in await call.details()
+                assert int(dict(await call.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
+            # What is longer than the bound is served where nothing waits.
+            long = pb.GenerateRequest(
+                token_ids=pb.TokenIds(ids=[5] * 60), stopping=pb.Stopping(max_tokens=2)
+            )
+            assert (await stub.Generate(long)).prompt_info.prompt_tokens == 60

@@ -5,6 +5,7 @@ block lost, shared wrongly, revived with other contents or left stale shows as a
 """
 
 import random
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from engine.types import (
     Request,
     SamplingParams,
     ScheduledBatch,
+    ScheduledSequence,
     Sequence,
     StepOutput,
     StepResult,
@@ -51,6 +53,8 @@ class Traffic:
     several: float = 0.25
     families: int = 3
     priorities: int = 3
+    drafts: int = 0
+    vocabulary: int = 97
 
 
 class Clock:
@@ -74,6 +78,7 @@ class PaperRunner(ArithmeticRunner):
 
     def __init__(self, traffic: Traffic, draw: random.Random, clock: Clock) -> None:
         super().__init__(traffic.blocks, traffic.block_size, context_length=64)
+        self.vocabulary_size = traffic.vocabulary
         self._traffic = traffic
         self._draw = draw
         self._clock = clock
@@ -84,6 +89,10 @@ class PaperRunner(ArithmeticRunner):
         self.problem: Exception | None = None
         self.ran = 0
 
+    def next_token(self, tokens: list[int]) -> int:
+        # So that where the vocabulary is small, drafts are right now and then.
+        return 1 + zlib.crc32(bytes(tokens)) % (self.vocabulary_size - 1)
+
     def run(self, batch: ScheduledBatch) -> StepResult:
         self.ran += 1
         lengths = [item.length for item in batch.items]
@@ -92,7 +101,7 @@ class PaperRunner(ArithmeticRunner):
         fails = self._draw.random() < self._traffic.faults / 2
         try:
             self._check(batch)
-            tokens = [self._compute(item.sequence, item.length) for item in batch.items]
+            sampled = [self._compute(item) for item in batch.items]
         except (AssertionError, LookupError) as error:  # the core takes it for a failed step
             self.problem = error
             raise
@@ -104,22 +113,32 @@ class PaperRunner(ArithmeticRunner):
             broken = self._draw.randrange(len(keys))
             if batch.items[broken].samples:
                 self.failed.add(keys[broken])
-                tokens[broken] = -1
-        return StepResult(tokens)
+                at = self._draw.randrange(len(sampled[broken]))
+                sampled[broken][at] = -1
+                # Behind a draft that was wrong nobody looks at the logits.
+                drafts = batch.items[broken].drafts
+                if any(drafts[i] != sampled[broken][i] for i in range(at)):
+                    self.failed.remove(keys[broken])
+        after = {i: tokens[1:] for i, tokens in enumerate(sampled)}
+        return StepResult([tokens[0] for tokens in sampled], after_drafts=after)
 
-    def _compute(self, sequence: Sequence, length: int) -> int:
-        """Fills the slots of the next ``length`` tokens; what follows all that are there."""
-        end, salt = sequence.computed + length, sequence.request.cache_salt
-        before, seen = 0, []
-        for position in range(end):
+    def _compute(self, item: ScheduledSequence) -> list[int]:
+        """Fills the slots of the item's tokens; what follows all tokens, and each draft."""
+        sequence, salt = item.sequence, item.sequence.request.cache_salt
+        tokens = [*sequence.tokens[: sequence.computed + item.length], *item.drafts]
+        before, seen, sampled = 0, list[int](), list[int]()
+        for position, token in enumerate(tokens):
             slot = self._slot(sequence.block_table, position)
-            wanted = Paper(sequence.tokens[position], before, salt)
+            wanted = Paper(token, before, salt)
             if position >= sequence.computed:
                 self._cache[slot] = wanted
             assert self._cache[slot] == wanted, f"position {position} of {sequence.id}"
             before = hash(wanted)
             seen.append(self._cache[slot].token)
-        return self.next_token(seen) if end == len(sequence.tokens) else 0
+            if position + 1 >= len(sequence.tokens):
+                sampled.append(self.next_token(seen))
+        self.seen["drafts"] += len(item.drafts)
+        return sampled or [0]
 
     def _slot(self, table: list[int], position: int) -> int:
         return table[position // self.block_size] * self.block_size + position % self.block_size
@@ -127,7 +146,7 @@ class PaperRunner(ArithmeticRunner):
     def _check(self, batch: ScheduledBatch) -> None:
         keys = [(item.sequence.id, item.sequence.choice) for item in batch.items]
         assert len(set(keys)) == len(keys) <= self._traffic.max_sequences
-        assert sum(item.length for item in batch.items) <= self._traffic.token_budget
+        assert sum(item.rows for item in batch.items) <= self._traffic.token_budget
         assert all(item.length >= 1 for item in batch.items)
         tables = [item.sequence.block_table for item in batch.items]
         assert all(0 <= block < self.num_blocks for table in tables for block in table)
@@ -290,6 +309,7 @@ class Simulation:
             max_sequences=traffic.max_sequences,
             token_budget=traffic.token_budget,
             max_gap_s=traffic.max_gap_s,
+            speculative_tokens=traffic.drafts,
         )
         self.core = EngineCore(self.runner, config, self.clock)
         self.source = Source(traffic, self.core.report().max_sequence_tokens, self.draw)
@@ -351,6 +371,10 @@ TRAFFIC = {
     "nobody gives up": Traffic(max_sequences=8, token_budget=32, load=0.6, cancels=0, limits=0),
     "all alike": Traffic(max_sequences=8, token_budget=16, families=1, several=0.6),
     "all different": Traffic(max_sequences=6, token_budget=16, families=0, several=0, load=0.8),
+    "repetitive": Traffic(
+        blocks=16, max_sequences=6, token_budget=24, load=0.6, drafts=4, vocabulary=3
+    ),
+    "drafts in vain": Traffic(token_budget=16, load=0.8, faults=0.2, drafts=9, vocabulary=6),
     "in a hurry": Traffic(
         blocks=32,
         max_sequences=8,
@@ -382,7 +406,7 @@ def test_the_traffic_is_worth_the_name() -> None:
     """The simulation reaches everything that it is meant to prove; else it would prove little."""
     ends: set[tuple[FinishReason, bool]] = set()
     counts: Counter[str] = Counter()
-    for name in ("small", "faulty", "in a hurry"):
+    for name in ("small", "faulty", "in a hurry", "repetitive", "drafts in vain"):
         simulation = Simulation(TRAFFIC[name], f"{name} worth")
         for _ in range(STEPS):
             simulation.come_and_go()
@@ -394,6 +418,8 @@ def test_the_traffic_is_worth_the_name() -> None:
             preempted=stats.preemptions,
             cached=stats.cached_tokens,
             recomputed=stats.recomputed_tokens,
+            accepted=stats.accepted_tokens,
+            rejected=stats.drafted_tokens - stats.accepted_tokens,
             several=sum(request.choices > 1 for request in simulation.oracle.requests.values()),
         )
     assert {reason for reason, _ in ends} >= {
@@ -404,5 +430,5 @@ def test_the_traffic_is_worth_the_name() -> None:
     assert min(counts.values()) > 20
     assert set(counts) == {
         *("shared", "chunks", "found again"),
-        *("preempted", "cached", "recomputed", "several"),
+        *("preempted", "cached", "recomputed", "several", "drafts", "accepted", "rejected"),
     }

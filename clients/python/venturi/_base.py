@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from venturi._channel import Stubs, channel_options, open_stubs
-from venturi._requests import Call
+from venturi._requests import Call, check_timeout
 
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ class BaseClient:
             metadata: Headers of each call, such as ``{"authorization": "Bearer ..."}``.
         """
         self.target = target or os.environ.get("VENTURI_TARGET") or DEFAULT_TARGET
+        check_timeout(timeout)
         self.timeout = timeout
         self._options = channel_options(max_retries)
         if credentials is None and secure:

@@ -8,9 +8,11 @@ import click
 
 from venturi._client import Client
 from venturi._commands import generate_options, server_options
-from venturi._errors import VenturiError
+from venturi._errors import BadRequestError, VenturiError
 from venturi._explain import connect, explain, one_line
 from venturi._options import ChatMessage, GenerateOptions
+
+_HELP = "/reset starts anew, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
 @click.command()
@@ -35,6 +37,8 @@ def chat(
         while (line := _read()) is not None:
             if line == "/reset":
                 history = start.copy()
+            elif line.startswith("/"):
+                click.echo(_HELP, err=True)
             elif line:
                 history += _turn(client, [*history, {"role": "user", "content": line}], options)
 
@@ -71,6 +75,8 @@ def _turn(
         click.echo(" [stopped]", nl=False)
     except VenturiError as error:
         click.echo(f"\nventuri: {one_line(explain(error, client.target))}", err=True)
+        if isinstance(error, BadRequestError) and len(messages) > 1:
+            click.echo("venturi: /reset starts a conversation anew", err=True)
         return []
     click.echo()
     if not pieces:

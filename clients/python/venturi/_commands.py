@@ -24,6 +24,7 @@ _GENERATE_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--temperature", type=float, metavar="T", help="0 is greedy."),
     click.option("--top-p", type=float, metavar="P", help="Share of probability to sample from."),
     click.option("--top-k", type=int, metavar="K", help="Tokens to sample from; 0 is all."),
+    click.option("--min-p", type=float, metavar="P", help="Least share of the likeliest token's."),
     click.option("--seed", type=int, metavar="N", help="Makes sampling repeatable."),
     click.option(
         "--stop",
@@ -31,6 +32,17 @@ _GENERATE_OPTIONS: list[Callable[[Any], Any]] = [
         callback=lambda _context, _option, texts: texts or None,
         metavar="TEXT",
         help="Ends the text; repeatable.",
+    ),
+    click.option(
+        "--ignore-eos", is_flag=True, default=None, help="Go on to --max-tokens, whatever comes."
+    ),
+    click.option("--regex", metavar="REGEX", help="What the text must match."),
+    click.option(
+        "--json-schema",
+        type=click.File(encoding="utf-8"),
+        callback=lambda _context, _option, file: file and file.read(),
+        metavar="FILE",
+        help="JSON schema that the text must match.",
     ),
 ]
 

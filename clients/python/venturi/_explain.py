@@ -26,15 +26,16 @@ class Unreachable(click.ClickException):
 @contextmanager
 def connect(target: str | None, timeout: float = 600.0) -> Iterator[Client]:
     """A client whose errors end the command with one line."""
-    with Client(target, timeout=timeout) as client:
-        try:
-            yield client
-        except APIConnectionError as error:
-            raise Unreachable(explain(error, client.target)) from error
-        except ValueError as error:  # an option's value that no request can hold
-            raise click.UsageError(str(error), click.get_current_context()) from error
-        except VenturiError as error:
-            raise click.ClickException(explain(error, client.target)) from error
+    try:
+        with Client(target, timeout=timeout) as client:
+            try:
+                yield client
+            except APIConnectionError as error:
+                raise Unreachable(explain(error, client.target)) from error
+            except VenturiError as error:
+                raise click.ClickException(explain(error, client.target)) from error
+    except ValueError as error:  # an option's value that no request can hold
+        raise click.UsageError(str(error), click.get_current_context()) from error
 
 
 def explain(error: VenturiError, target: str) -> str:

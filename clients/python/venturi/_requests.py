@@ -1,11 +1,11 @@
 """From what a caller says to the messages of the contract: one ``Call`` for each RPC."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
@@ -33,6 +33,7 @@ _SECTION_OF = {
     for section in _SECTIONS
     for option in getattr(pb.GenerateStreamRequest(), section).DESCRIPTOR.fields_by_name
 }
+_LONGEST_S = 1e9  # what a gRPC deadline holds
 # Options of the call, or of a chat prompt.
 _NOT_FIELDS = {"timeout", "metadata", "add_generation_prompt", "template_kwargs"}
 
@@ -47,6 +48,9 @@ class Call(Generic[T]):
     timeout: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout)
 
 
 def generate(prompt: Prompt, options: GenerateOptions) -> Call[Generation]:
@@ -209,25 +213,60 @@ def _duration(value: Seconds) -> timedelta:
     return value if isinstance(value, timedelta) else timedelta(seconds=value)
 
 
+def check_timeout(timeout: object) -> None:
+    """Raises ``TypeError`` or ``ValueError`` where no deadline can be made of it."""
+    # gRPC takes NaN for no time at all and cannot hold infinity.
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout: give seconds or None, not {timeout!r}")
+    if not 0 < timeout < _LONGEST_S:
+        raise ValueError(f"timeout: give a positive number of seconds, not {timeout}")
+
+
 def _input(prompt: Prompt, given: Mapping[str, object]) -> dict[str, object]:
     if isinstance(prompt, str):
         fields: dict[str, object] = {"text": prompt}
+    elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        kind = type(prompt).__name__
+        raise TypeError(f"prompt: give text, token ids or messages, not {kind}")
     elif not prompt:
         raise ValueError("The prompt is an empty list: give text, token ids or messages.")
     elif isinstance(prompt[0], Mapping):
         return {"chat": _chat(cast(Chat, prompt), given)}
     else:
-        fields = {"token_ids": {"ids": prompt}}
+        fields = {"token_ids": {"ids": _token_ids(prompt)}}
     for name in ("add_generation_prompt", "template_kwargs"):
         if name in given:
             raise ValueError(f"{name} is for a prompt of messages")
     return fields
 
 
+def _token_ids(prompt: Sequence[object]) -> Sequence[object]:
+    for index, token in enumerate(prompt):
+        if isinstance(token, bool) or not isinstance(token, SupportsIndex):
+            raise TypeError(f"prompt[{index}]: {token!r} is no token id")
+        if not 0 <= token.__index__() < 1 << 32:
+            raise ValueError(f"prompt[{index}]: {token!r} is no token id")
+    return prompt
+
+
+def _message(index: int, message: object) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise TypeError(f"prompt[{index}]: a message is a dict with role and content")
+    for name in message.keys() ^ {"role", "content"}:
+        problem = "is missing" if name not in message else "is not part of a message"
+        raise ValueError(f"prompt[{index}]: {name!r} {problem}")
+    for name, value in message.items():
+        if not isinstance(value, str):
+            raise TypeError(f"prompt[{index}][{name!r}]: give a string, not {value!r}")
+    return dict(message)
+
+
 def _chat(messages: Chat, given: Mapping[str, object]) -> dict[str, object]:
     kwargs = given.get("template_kwargs")
     return {
-        "messages": [dict(message) for message in messages],
+        "messages": [_message(index, message) for index, message in enumerate(messages)],
         "add_generation_prompt": given.get("add_generation_prompt"),
         "template_kwargs": None if kwargs is None else json.dumps(kwargs),
     }

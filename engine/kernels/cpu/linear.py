@@ -93,7 +93,8 @@ class PackedInt8Linear:
     @property
     def weights(self) -> Int8Weights:
         """For kernels that have this product among their phases."""
-        return self._args.weights
+        weights: Int8Weights = self._args.weights
+        return weights
 
     @property
     def product(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import threading
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import grpc
 import pytest
@@ -259,3 +260,51 @@ def test_an_unexpected_error_is_one_line_too(
     assert result.exit_code == 1
     monkeypatch.setenv("VENTURI_DEBUG", "1")
     assert isinstance(_run("model").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "0", "-1"])
+def test_a_timeout_that_is_none_is_a_usage_error(target: FakeServer, seconds: str) -> None:
+    result = _run("generate", "hi", f"--timeout={seconds}")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("venturi: timeout: give a positive number of seconds")
+    assert not target.requests
+
+
+def test_the_options_of_structured_output_and_endings_arrive(
+    target: FakeServer, tmp_path: Path
+) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "integer"}', encoding="utf-8")
+    schema = str(tmp_path / "schema.json")
+    _run("generate", "hi", "--ignore-eos", "--min-p", "0.1", "--json-schema", schema)
+    _run("generate", "hi", "--regex", "a+")
+    assert target.requests == [
+        pb.GenerateStreamRequest(
+            text="hi",
+            sampling=pb.Sampling(min_p=0.1),
+            stopping=pb.Stopping(ignore_eos=True),
+            structured=pb.Structured(json_schema='{"type": "integer"}'),
+        ),
+        pb.GenerateStreamRequest(text="hi", structured=pb.Structured(regex="a+")),
+    ]
+
+
+def test_chat_says_what_its_commands_are(target: FakeServer) -> None:
+    result = _run("chat", stdin="/help\n/exit\n")
+    assert "/reset starts anew" in result.stderr
+    assert not any(isinstance(sent, pb.GenerateStreamRequest) for sent in target.requests)
+
+
+def test_chat_tells_how_to_go_on_when_a_conversation_is_too_long(
+    target: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["one", "two", None])
+
+    def read() -> str | None:
+        line = next(lines)
+        too_long = _failure(grpc.StatusCode.INVALID_ARGUMENT)
+        target.script.failure = too_long if line == "two" else None
+        return line
+
+    monkeypatch.setattr("venturi._chat._read", read)
+    result = _run("chat")
+    assert result.stderr.endswith("venturi: /reset starts a conversation anew\n")

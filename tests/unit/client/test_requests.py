@@ -1,6 +1,7 @@
 """What a caller says arrives in the request, and what is left out stays unset."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,10 @@ def test_an_unknown_option_is_refused_with_a_hint() -> None:
         ({"stop": [1]}, TypeError),
         ({"max_duration": "1"}, TypeError),
         ({"model": "\ud800"}, ValueError),
+        ({"timeout": float("inf")}, ValueError),
+        ({"timeout": float("nan")}, ValueError),
+        ({"timeout": 0}, ValueError),
+        ({"timeout": "1"}, TypeError),
     ],
 )
 def test_a_value_that_no_request_can_hold_is_refused_by_name(
@@ -110,6 +115,31 @@ def test_prompts_that_mean_nothing_are_refused() -> None:
         _sent([])
     with pytest.raises(ValueError, match="add_generation_prompt is for a prompt of messages"):
         _sent("x", add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "match"),
+    [
+        (None, TypeError, "prompt: give text, token ids or messages, not NoneType"),
+        (7, TypeError, "not int"),
+        (b"text", TypeError, "not bytes"),
+        ({"role": "user", "content": "x"}, TypeError, "not dict"),
+        ([1, None], TypeError, r"prompt\[1\]: None is no token id"),
+        ([1, "x"], TypeError, r"prompt\[1\]: 'x' is no token id"),
+        ([1, True], TypeError, r"prompt\[1\]"),
+        ([1, -1], ValueError, r"prompt\[1\]: -1 is no token id"),
+        ([1 << 32], ValueError, r"prompt\[0\]"),
+        ([{"role": "user"}], ValueError, r"prompt\[0\]: 'content' is missing"),
+        ([{"role": "user", "content": "x", "name": "y"}], ValueError, "'name' is not part"),
+        ([{"role": "user", "content": None}], TypeError, r"prompt\[0\]\['content'\]"),
+        ([{"role": "user", "content": "x"}, "y"], TypeError, r"prompt\[1\]: a message is a dict"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused_by_its_place(
+    prompt: Any, error: type[Exception], match: str
+) -> None:
+    with pytest.raises(error, match=match):
+        _sent(prompt)
 
 
 def test_every_field_of_the_contract_has_an_option() -> None:

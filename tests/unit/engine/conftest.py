@@ -108,10 +108,14 @@ class Rig:
         token_budget: int = 64,
         context_length: int = 64,
         max_gap_s: float = 1e9,
+        speculative_tokens: int = 0,
     ) -> None:
         self.blocks = BlockManager(blocks, block_size)
         config = SchedulerConfig(
-            max_sequences=max_sequences, token_budget=token_budget, max_gap_s=max_gap_s
+            max_sequences=max_sequences,
+            token_budget=token_budget,
+            max_gap_s=max_gap_s,
+            speculative_tokens=speculative_tokens,
         )
         self.scheduler = Scheduler(config, self.blocks, context_length)
         self.cost: Callable[[int, int], float] = lambda decodes, prompt_tokens: 0.0

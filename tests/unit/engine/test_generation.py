@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.client.admission import Admission
 from engine.client.defaults import GenerationDefaults
 from engine.client.engine_client import EngineClient, EngineState
 from engine.client.generation import Delta, End, Generation, Generator
@@ -78,14 +79,14 @@ async def make_generator() -> AsyncIterator[MakeGenerator]:
         max_sequences: int = 4,
     ) -> Generator:
         chosen = runner or ArithmeticRunner()
-        config = SchedulerConfig(max_sequences=max_sequences, token_budget=32)
+        config = SchedulerConfig(max_sequences=max_sequences, token_budget=32, speculative_tokens=0)
         client = EngineClient(lambda: LocalTransport(lambda: EngineCore(chosen, config)))
         await client.start()
         generator = Generator(
             client,
             Letters(),  # type: ignore[arg-type]
             defaults or GenerationDefaults(),
-            max_open,
+            Admission(max_open, max_queued_tokens=1000),
         )
         made.append((generator, chosen))
         return generator
@@ -542,7 +543,12 @@ async def test_stop_ends_open_generations(make_generator: MakeGenerator) -> None
 
 async def test_before_the_model_is_loaded_a_request_is_unavailable() -> None:
     client = EngineClient(lambda: LocalTransport(lambda: EngineCore(Gated(), SchedulerConfig())))
-    generator = Generator(client, Letters(), GenerationDefaults(), 1)  # type: ignore[arg-type]
+    generator = Generator(
+        client,
+        Letters(),  # type: ignore[arg-type]
+        GenerationDefaults(),
+        Admission(1, 1),
+    )
     with pytest.raises(EngineUnavailable):
         await generator.start(ask())
     assert generator.open_requests == 0

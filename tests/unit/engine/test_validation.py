@@ -60,7 +60,7 @@ def request(**values: Any) -> GenerationRequest:
         ("prompt_logprobs", [0, MAX_LOGPROBS]),
         ("min_tokens", [0, 64]),
         ("constraint", [Constraint(kind="regex", text="a" * MAX_CHARACTERS)]),
-        ("prompt", ["", [], [0, 99]]),
+        ("prompt", ["", [0, 99], [5] * 63]),
     ],
 )
 def test_values_within_bounds_pass(name: str, good: list[Any]) -> None:
@@ -197,6 +197,10 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
         stopping(prompt_tokens, max_tokens=max_tokens)
+    assert caught.value.field == field
+    # Of ids the length is known before anything else is done.
+    with pytest.raises(InvalidRequest) as caught:
+        check(request(prompt=[1] * prompt_tokens, max_tokens=max_tokens), LIMITS)
     assert caught.value.field == field
 
 

@@ -47,6 +47,7 @@ def test_sizes_have_units(text: str, size: int) -> None:
         ({"kv_dtype": "fp8"}, "--kv-dtype"),
         ({"drain_timeout": -1}, "--drain-timeout"),
         ({"threads": 100_000}, "--threads"),
+        ({"max_queued_tokens": 0}, "--max-queued-tokens"),
     ],
 )
 def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:

@@ -1,6 +1,16 @@
-"""When time ends a sequence. Times are of ``time.monotonic``."""
+"""When a sequence ends: by its last token or by time. Times are of ``time.monotonic``."""
 
 from engine.types import FinishReason, Sequence
+
+
+def ending(sequence: Sequence) -> FinishReason | None:
+    """Why the sequence's last token, which was generated, is its last; None where it goes on."""
+    stopping, token = sequence.request.stopping, sequence.tokens[-1]
+    if token in stopping.eos_token_ids:
+        return FinishReason.EOS
+    if token in stopping.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if sequence.generated >= stopping.max_tokens else None
 
 
 def expiry(sequence: Sequence, now: float) -> tuple[FinishReason, str] | None:
