@@ -11,7 +11,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
 from engine.errors import ModelLoadError
 from engine.kernels import resolve
-from engine.kv_cache import KV_CACHES, InterleavedInt8KvCache, KvCache, KvShape
+from engine.kv_cache import KvCache, KvShape, cache_class
 from engine.layers.linear import Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
@@ -64,13 +64,14 @@ class ModelRunner:
     ) -> "ModelRunner":
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
-            model = load(config.model_dir, resolve(config.kernels.backend), progress)
+            backend = resolve(config.kernels.backend)
+            model = load(config.model_dir, backend, progress)
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)
             spec = model.decoder.spec
             constraints = Constraints.from_folder(config.model_dir, spec.vocabulary_size)
-            runner = cls(model, constraints, *_allocate(config, model))
+            runner = cls(model, constraints, *_allocate(config, model, backend))
         runner.warm_up()
         return runner
 
@@ -163,7 +164,7 @@ class ModelRunner:
             activations=_largest(body).execution.split(" x ")[1],
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
-            kernels=tuple(sorted({f"{one.storage}={one.product}" for one in [*body, head]})),
+            kernels=self._kernels([*body, head]),
             layers=self._model.layers,
             kv_dtype=self._cache.dtype,
             kv_block_size=self.block_size,
@@ -171,6 +172,10 @@ class ModelRunner:
             kv_bytes=self._cache.nbytes,
             format=self._model.format,
         )
+
+    def _kernels(self, linears: list[Linear]) -> tuple[str, ...]:
+        products = {f"{linear.storage}={linear.product}" for linear in linears}
+        return tuple(sorted({*products, f"attention={self._cache.kernel}"}))
 
 
 def _default_threads(model: LoadedModel) -> int:
@@ -183,20 +188,16 @@ def _default_threads(model: LoadedModel) -> int:
     return 1 if weight_bytes < _ONE_THREAD_BYTES else os.cpu_count() or 1
 
 
-def _allocate(config: EngineConfig, model: LoadedModel) -> tuple[KvCache, int, int]:
+def _allocate(config: EngineConfig, model: LoadedModel, backend: str) -> tuple[KvCache, int, int]:
     spec, cache = model.decoder.spec, config.cache
     dtype = model.runtime.kv_dtype if cache.dtype == "auto" else cache.dtype
-    if dtype not in KV_CACHES:
-        raise ModelLoadError(f"KV cache dtype {dtype!r} is unknown; known: {', '.join(KV_CACHES)}")
+    kind = cache_class(dtype, backend, cache.block_size)
     shape = KvShape(
         layers=len(spec.names),
         kv_heads=spec.layer.kv_heads,
         head_dim=spec.layer.head_dim,
         block_size=cache.block_size,
     )
-    kind = KV_CACHES[dtype]
-    if dtype == "int8" and InterleavedInt8KvCache.takes(cache.block_size):
-        kind = InterleavedInt8KvCache
     most = config.scheduler.max_sequences * -(-spec.context_length // cache.block_size)
     blocks = _pool_blocks(cache, kind.block_bytes(shape), most)
     try:

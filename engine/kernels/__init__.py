@@ -32,7 +32,6 @@ TABLE = {
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
     ("rms_norm", "cpu"): "engine.kernels.cpu.norm",
     ("layer_norm", "cpu"): "engine.kernels.cpu.norm",
-    ("attention", "cpu"): "engine.kernels.torch_native",
 }
 BACKENDS = ("torch", "cpu")
 

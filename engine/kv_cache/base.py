@@ -29,6 +29,7 @@ class KvCache(Protocol):
     """
 
     dtype: str
+    kernel: str  # what attends to it, for reports
 
     def __init__(self, shape: KvShape, num_blocks: int) -> None: ...
 

@@ -10,6 +10,7 @@ class Fp32KvCache:
     """float32 keys and values, [L, P, J, S, D] each."""
 
     dtype = "fp32"
+    kernel = "torch"
 
     def __init__(self, shape: KvShape, num_blocks: int) -> None:
         self._block_size = shape.block_size

@@ -14,6 +14,7 @@ class Int8KvCache:
     """int8 keys and values [L, P, J, S, D], float32 scales [L, P, J, S]."""
 
     dtype = "int8"
+    kernel = "torch"
 
     def __init__(self, shape: KvShape, num_blocks: int) -> None:
         self._block_size = shape.block_size

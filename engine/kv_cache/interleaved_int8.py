@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.cpu.kv import KvPages, write_kv
-from engine.kernels.cpu.library import address
+from engine.kernels.cpu.library import address, kernels
 from engine.kv_cache.base import KvShape
 
 LANES = 16
@@ -30,6 +30,7 @@ class InterleavedInt8KvCache:
     def __init__(self, shape: KvShape, num_blocks: int) -> None:
         assert self.takes(shape.block_size), shape
         self._shape = shape
+        self.kernel = kernels().name
         self._padded_dim = _padded(shape.head_dim)
         size = (shape.layers, num_blocks, shape.kv_heads)
         self.pages = _huge_zeros((*size, 2 * shape.block_size * self._padded_dim), torch.uint8)

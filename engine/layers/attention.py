@@ -9,7 +9,9 @@ from torch import Tensor
 
 from engine.batch import ForwardContext
 from engine.kernels import kernel
-from engine.kv_cache import KvCache
+from engine.kernels.cpu.attention import AttentionOptions, paged_attention
+from engine.kernels.cpu.kv import rotate_and_write, write_kv
+from engine.kv_cache import InterleavedInt8KvCache, KvCache
 from engine.layers.linear import Linear
 from engine.layers.norm import Norm
 from engine.layers.rotary import rotate, rotate_part
@@ -47,15 +49,14 @@ def make_attention(
     project = _clipped(weights.qkv, spec.qkv_clip)
     to_q = _split_heads(weights.q_norm, heads, spec)
     to_k = _split_heads(weights.k_norm, kv_heads, spec)
-    turn = _turn(spec, rope_dim)
-    attend = _attend(spec, backend)
+    by_groups = _attend_by_groups(spec, index, rope_dim)
+    at_once = _attend_at_once(spec, index) if backend == "cpu" else by_groups
 
     def attention(x_TK: Tensor, step: Step) -> Tensor:
         q, k, v = project(x_TK).split(sizes, dim=1)
-        q_THD, k_TJD = turn(to_q(q), step), turn(to_k(k), step)
-        v_TJD = v.view(-1, kv_heads, dim)
-        step.cache.write(index, k_TJD, v_TJD, step.context.slots_T)
-        return weights.o(_paged_attention(q_THD, index, step, attend).flatten(1))
+        attend = at_once if isinstance(step.cache, InterleavedInt8KvCache) else by_groups
+        out_THD = attend(to_q(q), to_k(k), v.view(-1, kv_heads, dim), step)
+        return weights.o(out_THD.flatten(1))
 
     return attention
 
@@ -72,10 +73,47 @@ def alibi_slopes(heads: int, largest: float) -> Tensor:
     return slopes
 
 
-def _attend(spec: LayerSpec, backend: str) -> Callable[..., Tensor]:
-    slopes_H = None if spec.alibi is None else alibi_slopes(spec.heads, spec.alibi)
+# Queries, keys and values before their positions are known; what is attended to, [T, H, D].
+_Attend = Callable[[Tensor, Tensor, Tensor, Step], Tensor]
+
+
+def _attend_at_once(spec: LayerSpec, index: int) -> _Attend:
+    """The whole batch on native kernels, over pages in their layout."""
+    options = AttentionOptions(
+        scale=spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+        window=spec.window,
+        cap=spec.score_cap,
+        slopes_H=_slopes(spec),
+    )
+
+    def attend(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, step: Step) -> Tensor:
+        assert isinstance(step.cache, InterleavedInt8KvCache)
+        pages, context = step.cache.layers[index], step.context
+        if spec.rope is None:
+            write_kv(k_TJD, v_TJD, context.slots_T, pages)
+        else:
+            turned = step.rotary[spec.rope]
+            rotate_and_write(q_THD, k_TJD, v_TJD, turned, context.slots_T, pages)
+        return paged_attention(q_THD, pages, context.sequences_B4, context.block_ids_P, options)
+
+    return attend
+
+
+def _attend_by_groups(spec: LayerSpec, index: int, rope_dim: int) -> _Attend:
+    """Torch's attention, over what any cache reads back."""
+    turn, run = _turn(spec, rope_dim), kernel("attention", "torch")
     options = {"scale": spec.scale, "window": spec.window, "cap": spec.score_cap}
-    return partial(kernel("attention", backend), slopes_H=slopes_H, **options)
+    attend_group = partial(run, slopes_H=_slopes(spec), **options)
+
+    def attend(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, step: Step) -> Tensor:
+        step.cache.write(index, turn(k_TJD, step), v_TJD, step.context.slots_T)
+        return _paged_attention(turn(q_THD, step), index, step, attend_group)
+
+    return attend
+
+
+def _slopes(spec: LayerSpec) -> Tensor | None:
+    return None if spec.alibi is None else alibi_slopes(spec.heads, spec.alibi)
 
 
 def _clipped(linear: Linear, most: float | None) -> Callable[[Tensor], Tensor]:

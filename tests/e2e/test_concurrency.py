@@ -121,7 +121,7 @@ async def test_a_deadline_frees_the_blocks(server: ServerProcess) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         admin = AdminServiceStub(channel)
         before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total
-        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.05)
+        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.01)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         load = await load_when_idle(channel)
         assert load.kv_blocks_used == 0

@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_text(channel: grpc.Channel) -> None:
 
 def test_max_duration_ends_with_time_limit_and_keeps_the_text(channel: grpc.Channel) -> None:
     stopping = pb.Stopping(max_tokens=100, ignore_eos=True)
-    stopping.max_duration.FromMilliseconds(30)
+    stopping.max_duration.FromMilliseconds(5)
     messages = stream(channel, stopping=stopping)
     assert messages[-1].finishes[0].reason == pb.FINISH_REASON_TIME_LIMIT
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KV_CACHES, KvCache, KvShape
+from engine.kv_cache import CACHES, KvCache, KvShape
 
 SHAPES = [
     KvShape(layers=1, kv_heads=1, head_dim=2, block_size=1),
     KvShape(layers=2, kv_heads=3, head_dim=10, block_size=5),
     KvShape(layers=2, kv_heads=2, head_dim=32, block_size=16),
 ]
-DTYPES = list(KV_CACHES)
+DTYPES = list(CACHES)
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -54,7 +54,7 @@ def assert_holds(cache: KvCache, read: Tensor, written_TJD: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sequences_of_different_lengths_read_their_own_tokens(dtype: str, shape: KvShape) -> None:
-    cache = KV_CACHES[dtype](shape, 12)
+    cache = CACHES[dtype](shape, 12)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3)).tolist()
     tables = [order[:1], order[1:5], order[5:7]]
     lengths = [1, 4 * shape.block_size, 2 * shape.block_size - shape.block_size // 2]
@@ -75,7 +75,7 @@ def test_sequences_of_different_lengths_read_their_own_tokens(dtype: str, shape:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layers_do_not_mix(dtype: str) -> None:
     shape = SHAPES[1]
-    cache = KV_CACHES[dtype](shape, 3)
+    cache = CACHES[dtype](shape, 3)
     written = [fill(cache, shape, [2, 0], 7, seed=5 * layer, layer=layer) for layer in (0, 1)]
     for layer, (k, v) in enumerate(written):
         keys, values = cache.read(layer, torch.tensor([[2, 0]]), torch.tensor([7]))
@@ -87,7 +87,7 @@ def test_layers_do_not_mix(dtype: str) -> None:
 def test_reading_does_not_depend_on_how_the_tokens_were_written(dtype: str) -> None:
     shape = SHAPES[1]
     k, v = randn(9, 3, 10), randn(9, 3, 10, seed=1)
-    at_once, one_by_one = KV_CACHES[dtype](shape, 2), KV_CACHES[dtype](shape, 2)
+    at_once, one_by_one = CACHES[dtype](shape, 2), CACHES[dtype](shape, 2)
     where = slots([1, 0], range(9), shape.block_size)
     at_once.write(0, k, v, where)
     for token in range(9):
@@ -104,7 +104,7 @@ def test_reading_does_not_depend_on_how_the_tokens_were_written(dtype: str) -> N
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e30])
 def test_extreme_vectors_are_held(dtype: str, value: float) -> None:
     shape = SHAPES[1]
-    cache = KV_CACHES[dtype](shape, 1)
+    cache = CACHES[dtype](shape, 1)
     x = torch.zeros(2, 3, 10)
     x[:, :, 4] = value
     x[:, 1, 7] = -value / 3
@@ -116,7 +116,7 @@ def test_extreme_vectors_are_held(dtype: str, value: float) -> None:
 
 def test_an_outlier_costs_only_its_own_head_and_token() -> None:
     shape = SHAPES[2]
-    cache = KV_CACHES["int8"](shape, 1)
+    cache = CACHES["int8"](shape, 1)
     x = randn(3, 2, 32)
     x[1, 0, 5] = 1e4
     cache.write(0, x, x, torch.arange(3))
@@ -131,7 +131,7 @@ def test_an_outlier_costs_only_its_own_head_and_token() -> None:
 def test_what_an_earlier_owner_left_never_shows(dtype: str) -> None:
     """Not after a context's end, not in padding, and not where it was NaN or infinite."""
     shape = SHAPES[1]
-    cache = KV_CACHES[dtype](shape, 4)
+    cache = CACHES[dtype](shape, 4)
     for bad in (float("nan"), float("inf"), 1e20):
         stale = torch.full((20, 3, 10), bad)
         cache.write(0, stale, stale, torch.arange(20))
@@ -148,7 +148,7 @@ def test_a_vector_that_is_not_finite_stays_so_and_alone() -> None:
     """Its request must end as broken, not go on with numbers made up."""
     shape = SHAPES[1]
     for dtype in DTYPES:
-        cache = KV_CACHES[dtype](shape, 1)
+        cache = CACHES[dtype](shape, 1)
         x = randn(3, 3, 10)
         x[1, 2, 0] = float("nan")
         cache.write(0, x, x, torch.arange(3))
@@ -160,10 +160,10 @@ def test_a_vector_that_is_not_finite_stays_so_and_alone() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_block_bytes_are_those_in_memory(dtype: str, shape: KvShape) -> None:
-    kind = KV_CACHES[dtype]
+    kind = CACHES[dtype]
     assert kind(shape, 7).nbytes == 7 * kind.block_bytes(shape)
 
 
 def test_int8_takes_about_a_quarter_of_fp32() -> None:
-    int8, fp32 = (KV_CACHES[name].block_bytes(SHAPES[2]) for name in ("int8", "fp32"))
+    int8, fp32 = (CACHES[name].block_bytes(SHAPES[2]) for name in ("int8", "fp32"))
     assert int8 == fp32 * (32 + 4) // (32 * 4)
