@@ -27,7 +27,6 @@ TABLE = {
     ("activation", "reference"): "engine.kernels.reference",
     ("activation", "torch"): "engine.kernels.torch_native",
     ("activation", "cpu"): "engine.kernels.cpu.norm",
-    ("attention", "torch"): "engine.kernels.torch_native",
     ("int8_linear", "cpu"): "engine.kernels.cpu.linear",
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
     ("rms_norm", "cpu"): "engine.kernels.cpu.norm",

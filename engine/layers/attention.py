@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import ForwardContext
-from engine.kernels import kernel
+from engine.kernels import torch_native
 from engine.kernels.cpu.attention import AttentionOptions, paged_attention
 from engine.kernels.cpu.kv import rotate_and_write, write_kv
 from engine.kv_cache import InterleavedInt8KvCache, KvCache
@@ -101,7 +101,7 @@ def _attend_at_once(spec: LayerSpec, index: int) -> _Attend:
 
 def _attend_by_groups(spec: LayerSpec, index: int, rope_dim: int) -> _Attend:
     """Torch's attention, over what any cache reads back."""
-    turn, run = _turn(spec, rope_dim), kernel("attention", "torch")
+    turn, run = _turn(spec, rope_dim), torch_native.attention
     options = {"scale": spec.scale, "window": spec.window, "cap": spec.score_cap}
     attend_group = partial(run, slopes_H=_slopes(spec), **options)
 

@@ -117,7 +117,11 @@ async def test_a_cancel_frees_the_blocks_within_a_step(server: ServerProcess) ->
 
 
 async def test_a_deadline_frees_the_blocks(server: ServerProcess) -> None:
-    request = pb.GenerateStreamRequest(text="User: hello", stopping=pb.Stopping(max_tokens=115))
+    request = pb.GenerateStreamRequest(
+        text="User: hello",
+        sampling=pb.Sampling(temperature=2.0),  # so that no drafts make it quicker
+        stopping=pb.Stopping(max_tokens=115, ignore_eos=True),
+    )
     async with grpc.aio.insecure_channel(server.target) as channel:
         admin = AdminServiceStub(channel)
         before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total

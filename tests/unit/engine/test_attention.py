@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import BACKENDS, kernel, reference
+from engine.kernels import BACKENDS, kernel, reference, torch_native
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import alibi_slopes
 from engine.layers.linear import Int8Linear, Split, make_fused, make_linear, quantize_int8
@@ -39,7 +39,7 @@ def test_attention_options_are_near_the_reference(
     q, k, v = randn(B, L, H, D), randn(B, J, S, D, seed=1), randn(B, J, S, D, seed=2)
     for n, length in enumerate(lengths):
         k[n, :, length:] = v[n, :, length:] = 0.0
-    found = kernel("attention", "torch")(q, k, v, torch.tensor(lengths), **options)
+    found = torch_native.attention(q, k, v, torch.tensor(lengths), **options)
     for n, length in enumerate(lengths):
         keys, values = k[n, :, :length].transpose(0, 1), v[n, :, :length].transpose(0, 1)
         wanted = reference.attention(q[n], keys, values, **options)  # type: ignore[arg-type]

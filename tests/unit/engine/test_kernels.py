@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.formats.int_quantized import Int8Weight
-from engine.kernels import BACKENDS, TABLE, kernel, reference
+from engine.kernels import BACKENDS, TABLE, kernel, reference, torch_native
 from engine.layers.linear import Int8Linear, Split, make_fused, make_linear, quantize_int8
 from engine.self_test import check_linear
 
@@ -157,26 +157,22 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, **opti
 HEADS = [(4, 4, 16), (6, 3, 10), (8, 1, 32), (2, 1, 2), (8, 4, 64)]
 
 
-@backends
 @pytest.mark.parametrize(("H", "J", "D"), HEADS)
 @pytest.mark.parametrize("lengths", [[1], [1, 1], [5, 1, 9, 64], [33, 32, 31]])
-def test_decode_attention_is_near_the_reference(
-    backend: str, H: int, J: int, D: int, lengths: list[int]
-) -> None:
+def test_decode_attention_is_near_the_reference(H: int, J: int, D: int, lengths: list[int]) -> None:
     case = attention_case(lengths, 1, H, J, D)
-    found = kernel("attention", backend)(*case)
+    found = torch_native.attention(*case)
     assert found.shape == (len(lengths), 1, H, D)
     assert torch.allclose(found, attention_reference(*case), atol=1e-5)
 
 
-@backends
 @pytest.mark.parametrize(("H", "J", "D"), HEADS)
 @pytest.mark.parametrize(("L", "length"), [(2, 2), (7, 7), (5, 40), (33, 34), (1, 50)])
 def test_prefill_attention_is_near_the_reference(
-    backend: str, H: int, J: int, D: int, L: int, length: int
+    H: int, J: int, D: int, L: int, length: int
 ) -> None:
     case = attention_case([length], L, H, J, D, seed=L)
-    found = kernel("attention", backend)(*case)
+    found = torch_native.attention(*case)
     assert torch.allclose(found, attention_reference(*case), atol=1e-5)
 
 
@@ -192,16 +188,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@backends
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(
     ("L", "lengths"), [(1, [5, 1, 9, 64]), (1, [33]), (7, [7]), (5, [40]), (33, [34])]
 )
 def test_attention_with_options_is_near_the_reference(
-    backend: str, name: str, L: int, lengths: list[int]
+    name: str, L: int, lengths: list[int]
 ) -> None:
     case, options = attention_case(lengths, L, 6, 3, 10, seed=L), OPTIONS[name]
-    found = kernel("attention", backend)(*case, **options)
+    found = torch_native.attention(*case, **options)
     assert torch.allclose(found, attention_reference(*case, **options), atol=1e-5)
 
 
@@ -234,21 +229,19 @@ def test_layer_norm_is_near_the_exact_one(backend: str, scale: float, bias: bool
     assert torch.allclose(reference.layer_norm(x, weight, bias_K, 1e-5), found, atol=1e-3)
 
 
-@backends
-def test_attention_survives_large_scores(backend: str) -> None:
+def test_attention_survives_large_scores() -> None:
     q, k, v, lengths = attention_case([9, 20], 1, 4, 2, 8)
     case = (q * 100, k * 100, v, lengths)
-    found = kernel("attention", backend)(*case)
+    found = torch_native.attention(*case)
     assert torch.allclose(found, attention_reference(*case), atol=1e-5)
 
 
-@backends
-def test_attention_sees_no_future(backend: str) -> None:
+def test_attention_sees_no_future() -> None:
     q, k, v, lengths = attention_case([12], 6, 4, 2, 8)
-    before = kernel("attention", backend)(q, k, v, lengths)
+    before = torch_native.attention(q, k, v, lengths)
     k[:, :, 9:12] += 5.0
     v[:, :, 9:12] -= 5.0
-    after = kernel("attention", backend)(q, k, v, lengths)
+    after = torch_native.attention(q, k, v, lengths)
     assert torch.equal(before[:, :3], after[:, :3])
     assert not torch.allclose(before[:, 3:], after[:, 3:])
 
