@@ -101,9 +101,14 @@ def _attend_at_once(spec: LayerSpec, index: int) -> _Attend:
 
 def _attend_by_groups(spec: LayerSpec, index: int, rope_dim: int) -> _Attend:
     """Torch's attention, over what any cache reads back."""
-    turn, run = _turn(spec, rope_dim), torch_native.attention
-    options = {"scale": spec.scale, "window": spec.window, "cap": spec.score_cap}
-    attend_group = partial(run, slopes_H=_slopes(spec), **options)
+    turn = _turn(spec, rope_dim)
+    attend_group = partial(
+        torch_native.attention,
+        scale=spec.scale,
+        window=spec.window,
+        cap=spec.score_cap,
+        slopes_H=_slopes(spec),
+    )
 
     def attend(q_THD: Tensor, k_TJD: Tensor, v_TJD: Tensor, step: Step) -> Tensor:
         step.cache.write(index, turn(k_TJD, step), v_TJD, step.context.slots_T)
