@@ -1,7 +1,8 @@
 """Generated tokens: the engine's against transformers', and alone against in a crowd.
 
-A first difference counts only where the two likeliest tokens are apart by ``GAP`` or more in
-the reference run; what is closer is a tie, counted and printed.
+A first difference counts only where it is no tie in the reference run: of greedy tokens where the
+two likeliest are apart by less than ``GAP``, of sampled ones where the random number is nearer than
+``GAP`` to the other token's part of the cumulative distribution. Ties are counted and printed.
 """
 
 import random
@@ -11,17 +12,28 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from compress import compress
 from engine.client.tokenizer import Tokenizer
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.sampler import uniform_number
 from engine.scoring import Scorer
 from engine.types import FinishReason, Request, SamplingParams, StoppingParams
 
 MakeConfig = Callable[..., EngineConfig]
 GAP = 1e-3
 NEW_TOKENS = 24
+# Few small blocks, and prompts in chunks of what decoding leaves.
+CROWDED = {"blocks": 28, "token_budget": 16}
 PROMPTS = [
     "Once upon a time, there was a little girl named",
     "The dog ran to the park and",
@@ -46,42 +58,64 @@ PROMPTS = [
 ]
 
 
-def request(name: str, prompt: list[int], max_tokens: int = NEW_TOKENS) -> Request:
+def request(
+    name: str,
+    prompt: list[int],
+    max_tokens: int = NEW_TOKENS,
+    sampling: SamplingParams = SamplingParams(),  # noqa: B008  frozen
+    choices: int = 1,
+) -> Request:
     return Request(
         id=name,
         prompt=prompt,
-        sampling=SamplingParams(),
+        sampling=sampling,
         stopping=StoppingParams(max_tokens=max_tokens, eos_token_ids=(0,)),
         arrival=float(len(name)),
+        choices=choices,
     )
 
 
-def finish(core: EngineCore, names: set[str]) -> dict[str, list[int]]:
-    """Steps until the core rests; tokens of the requests named."""
-    tokens: dict[str, list[int]] = {name: [] for name in names}
-    while core.has_work:
+class Answers:
+    """Tokens of each choice of ``requests``, as they come; those of others are dropped."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self._tokens: dict[tuple[str, int], list[int]] = {
+            (request.id, choice): [] for request in requests for choice in range(request.choices)
+        }
+
+    def step(self, core: EngineCore) -> None:
         output = core.step()
         for event in output.tokens:
-            if event.id in tokens:
-                tokens[event.id].append(event.token)
+            self._tokens.get((event.id, event.choice), []).append(event.token)
         for finished in output.finished:
             usable = (FinishReason.LENGTH, FinishReason.EOS, FinishReason.CANCELLED)
             assert finished.reason in usable
-    return tokens
+
+    def in_order(self) -> list[list[int]]:
+        """By request, then by choice."""
+        return list(self._tokens.values())
+
+
+def run(core: EngineCore, requests: list[Request]) -> list[list[int]]:
+    answers = Answers(requests)
+    for each in requests:
+        core.submit(each)
+    while core.has_work:
+        answers.step(core)
+    return answers.in_order()
 
 
 def assert_equal_but_for_ties(
-    found: list[list[int]], wanted: list[list[int]], gap_at: Callable[[int, int], float]
+    found: list[list[int]], wanted: list[list[int]], tie_at: Callable[[int, int], bool]
 ) -> None:
-    """``gap_at(case, position)`` is the reference's gap between its two likeliest tokens."""
+    """``tie_at(case, position)`` says whether the reference's decision there was one."""
     ties = 0
     for case, (a, b) in enumerate(zip(found, wanted, strict=True)):
         if a == b:
             continue
         at = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
         assert at is not None, f"case {case} has {len(a)} tokens instead of {len(b)}"
-        gap = gap_at(case, at)
-        assert gap < GAP, f"case {case} differs at token {at} with a gap of {gap:.4f}"
+        assert tie_at(case, at), f"case {case} differs at token {at}, which is no tie"
         ties += 1
     print(f"{ties} ties in {len(wanted)} cases")
     assert ties <= len(wanted) // 4, "so many ties are a difference"
@@ -113,11 +147,8 @@ def test_greedy_tokens_are_those_of_transformers(
         top = torch.cat(out.scores).topk(2, dim=1).values
         gaps.append((top[:, 0] - top[:, 1]).tolist())
     core = EngineCore.from_config(make_config(model_dir, blocks=400, token_budget=64))
-    for number, prompt in enumerate(prompts):
-        core.submit(request(str(number), prompt))
-    tokens = finish(core, {str(number) for number in range(len(prompts))})
-    found = [tokens[str(number)] for number in range(len(prompts))]
-    assert_equal_but_for_ties(found, wanted, lambda case, at: gaps[case][at])
+    found = run(core, greedy(prompts))
+    assert_equal_but_for_ties(found, wanted, lambda case, at: gaps[case][at] < GAP)
 
 
 @pytest.fixture(scope="module")
@@ -127,58 +158,121 @@ def w8a8_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("weights", ["original", "w8a8"])
-def test_a_request_gets_the_same_alone_and_in_a_crowd(
-    weights: str, prompts: list[list[int]], make_config: MakeConfig, request_dirs: dict[str, Path]
-) -> None:
-    folder = request_dirs[weights]
-    core = EngineCore.from_config(make_config(folder, dtype="int8"))
-    wanted = []
-    for prompt in prompts:
-        core.submit(request("alone", prompt))
-        wanted.append(finish(core, {"alone"})["alone"])
-    # Small blocks, few of them, and prompts in chunks of what decoding leaves.
-    crowded = EngineCore.from_config(make_config(folder, dtype="int8", blocks=28, token_budget=16))
-    found = crowd(crowded, prompts, random.Random(weights))
-    assert crowded.stats().preemptions > 0
-    with Scorer(make_config(folder, dtype="int8")) as scorer:
-
-        def gap_at(case: int, at: int) -> float:
-            row = scorer.logits(prompts[case] + wanted[case][:at])[-1]
-            top = row.topk(2).values
-            return float(top[0] - top[1])
-
-        assert_equal_but_for_ties(found, wanted, gap_at)
-
-
 @pytest.fixture
 def request_dirs(model_dir: Path, w8a8_dir: Path) -> dict[str, Path]:
     return {"original": model_dir, "w8a8": w8a8_dir}
 
 
-def crowd(core: EngineCore, prompts: list[list[int]], draw: random.Random) -> list[list[int]]:
-    """All prompts at random times, among others that are cancelled midway."""
-    tokens: dict[str, list[int]] = {str(number): [] for number in range(len(prompts))}
-    waiting = list(enumerate(prompts))
+def greedy(prompts: list[list[int]]) -> list[Request]:
+    return [request(str(number), prompt) for number, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("weights", ["original", "w8a8"])
+def test_a_request_gets_the_same_alone_and_in_a_crowd(
+    weights: str, prompts: list[list[int]], make_config: MakeConfig, request_dirs: dict[str, Path]
+) -> None:
+    alone, crowded = (
+        EngineCore.from_config(make_config(request_dirs[weights], dtype="int8", **pool))
+        for pool in ({}, CROWDED)
+    )
+    requests = greedy(prompts)
+    wanted = [tokens for each in requests for tokens in run(alone, [each])]
+    found = crowd(crowded, requests, random.Random(weights))
+    with Scorer(make_config(request_dirs[weights], dtype="int8")) as scorer:
+
+        def tie_at(case: int, at: int) -> bool:
+            row = scorer.logits(prompts[case] + wanted[case][:at])[-1]
+            top = row.topk(2).values
+            return float(top[0] - top[1]) < GAP
+
+        assert_equal_but_for_ties(found, wanted, tie_at)
+
+
+def sampled(prompts: list[list[int]], draw: random.Random) -> list[Request]:
+    """One to three choices of each prompt, with all kinds of sampling and different seeds."""
+    return [
+        request(
+            str(number),
+            prompt,
+            sampling=SamplingParams(
+                temperature=draw.choice([0.3, 0.8, 1.0, 1.5]),
+                top_p=draw.choice([0.7, 0.95, 1.0]),
+                top_k=draw.choice([0, 0, 40]),
+                min_p=draw.choice([0.0, 0.0, 0.05]),
+                seed=draw.getrandbits(64),
+            ),
+            choices=1 + number % 3,
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_a_sampled_request_gets_the_same_alone_and_in_a_crowd(
+    dtype: str, prompts: list[list[int]], make_config: MakeConfig, model_dir: Path
+) -> None:
+    alone, crowded = (
+        EngineCore.from_config(make_config(model_dir, dtype=dtype, **pool))
+        for pool in ({}, CROWDED)
+    )
+    requests = sampled(prompts, random.Random(dtype))
+    wanted = [tokens for each in requests for tokens in run(alone, [each])]
+    found = crowd(crowded, requests, random.Random(dtype))
+    cases = [(each, choice) for each in requests for choice in range(each.choices)]
+    with Scorer(make_config(model_dir, dtype=dtype)) as scorer:
+
+        def tie_at(case: int, at: int) -> bool:
+            asked, choice = cases[case]
+            logits_V = scorer.logits(asked.prompt + wanted[case][:at])[-1]
+            return may_be_drawn(found[case][at], logits_V, asked.sampling, at, choice)
+
+        assert_equal_but_for_ties(found, wanted, tie_at)
+
+
+def may_be_drawn(
+    token: int, logits_V: Tensor, params: SamplingParams, position: int, choice: int
+) -> bool:
+    """Whether the random number is in, or next to, the part of the distribution that may be
+    ``token``'s: tokens with nearly its logit may be on either side of it, and one that is at the
+    edge of top-p in or out."""
+    number = uniform_number(params.seed, position, choice)
+    for top_p in (params.top_p - GAP, params.top_p, min(1.0, params.top_p + GAP)):
+        warpers = LogitsProcessorList(
+            [
+                TemperatureLogitsWarper(params.temperature),
+                TopKLogitsWarper(params.top_k or len(logits_V)),
+                TopPLogitsWarper(top_p),
+                MinPLogitsWarper(params.min_p),
+            ]
+        )
+        warped_V = warpers(torch.zeros(1, 1, dtype=torch.long), logits_V[None])[0]
+        probabilities_V = warped_V.double().softmax(0)
+        before = probabilities_V[logits_V > logits_V[token] + GAP].sum()
+        up_to = probabilities_V[logits_V >= logits_V[token] - GAP].sum()
+        if before - GAP < number < up_to + GAP:
+            return True
+    return False
+
+
+def crowd(core: EngineCore, requests: list[Request], draw: random.Random) -> list[list[int]]:
+    """All requests at random times, among others that are cancelled midway."""
+    answers = Answers(requests)
+    waiting = list(requests)
     draw.shuffle(waiting)
     noise: list[str] = []
-    count = 0
+    cancelled = 0
     while waiting or core.has_work:
         if waiting and draw.random() < 0.4:
-            number, prompt = waiting.pop()
-            core.submit(request(str(number), prompt))
+            core.submit(waiting.pop())
         if waiting and draw.random() < 0.2:
-            count += 1
-            noise.append(f"noise {count}")
+            noise.append(f"noise {cancelled + len(noise)}")
             core.submit(request(noise[-1], [draw.randint(4, 4095) for _ in range(40)], 60))
-        if noise and draw.random() < 0.2:
+        while noise and (not waiting or draw.random() < 0.2):
             core.cancel(noise.pop(draw.randrange(len(noise))))
-        if not waiting:
-            while noise:
-                core.cancel(noise.pop())
-        output = core.step()
-        for event in output.tokens:
-            if event.id in tokens:
-                tokens[event.id].append(event.token)
-    assert core.stats().blocks_used == 0
-    return [tokens[str(number)] for number in range(len(prompts))]
+            cancelled += 1
+        answers.step(core)
+    stats = core.stats()
+    assert cancelled > 0
+    assert stats.preemptions > 0
+    assert stats.blocks_used == 0
+    return answers.in_order()
