@@ -4,7 +4,9 @@
 // parallel region with `Team::barrier` between them. Results do not depend on `threads`.
 #pragma once
 
-#include <sched.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "vec.h"
 
@@ -20,7 +22,17 @@ namespace VENTURI_NAMESPACE {
 struct Barrier {
     alignas(64) int arrived = 0;
     alignas(64) unsigned turn = 0;
+    int sleepers = 0;
 };
+
+constexpr int kSpins = 4000;  // some ten microseconds
+
+VENTURI_INLINE void sleep_while(const unsigned* word, unsigned value) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+VENTURI_INLINE void wake_all(const unsigned* word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1 << 30, nullptr, nullptr, 0);
+}
 
 VENTURI_INLINE void relax() {
 #if defined(__x86_64__)
@@ -34,21 +46,26 @@ struct Team {
     int thread, threads;
     Barrier* shared;
 
-    // Waits for all threads, and makes what they wrote visible. Spins: phases take microseconds.
-    // Where another process has the core of a thread that is waited for, spinning on would keep
-    // it from running: after some thousand turns the core is given up.
+    // Waits for all threads, and makes what they wrote visible. Spins, since phases take
+    // microseconds; then sleeps: where another process has the core of a thread that is waited
+    // for, that thread can move to the core that falls idle.
     void barrier() const {
         if (threads == 1) return;
         const unsigned turn = __atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE);
         if (__atomic_add_fetch(&shared->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
             __atomic_store_n(&shared->arrived, 0, __ATOMIC_RELAXED);
-            __atomic_store_n(&shared->turn, turn + 1, __ATOMIC_RELEASE);
+            __atomic_store_n(&shared->turn, turn + 1, __ATOMIC_SEQ_CST);
+            if (__atomic_load_n(&shared->sleepers, __ATOMIC_SEQ_CST)) wake_all(&shared->turn);
             return;
         }
-        for (int spins = 0; __atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE) == turn; ++spins) {
+        for (int spins = 0; spins < kSpins; ++spins) {
+            if (__atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE) != turn) return;
             relax();
-            if (spins >= 4000) sched_yield();
         }
+        __atomic_add_fetch(&shared->sleepers, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE) == turn)
+            sleep_while(&shared->turn, turn);
+        __atomic_sub_fetch(&shared->sleepers, 1, __ATOMIC_SEQ_CST);
     }
 };
 
