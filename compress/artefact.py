@@ -21,7 +21,8 @@ from compress.errors import CompressError
 from compress.job import Job
 from compress.manifest import LayerRow, Manifest, recipe_record
 from compress.memory import PeakMemory
-from compress.methods import load_method
+from compress.methods.rtn import Rtn
+from compress.methods.scheme import Scheme
 from compress.plan import Plan
 from compress.progress import Progress
 from compress.shards import ShardWriter, digest
@@ -88,7 +89,7 @@ class ArtefactWriter:
     def manifest(self, memory: PeakMemory) -> Manifest:
         """What was done; ``memory`` is the measurement of this run."""
         recipe = self._job.recipe
-        runtime = Runtime(head=recipe.head, kv_dtype=recipe.kv_cache.dtype)
+        runtime = Runtime(head=recipe.head, kv_dtype=recipe.kv_cache.dtype, activations="int8")
         return Manifest(
             key=self._job.key,
             recipe=recipe_record(self._job),
@@ -130,17 +131,20 @@ class ArtefactWriter:
         method, transposed = self._plan.modifiers[name].type, name in self._plan.transposed
         if transposed:
             weight_NK = weight_NK.t().contiguous()
-        result = load_method(method).apply(weight_NK)
+        begin = time.perf_counter()
+        result = Rtn(Scheme()).quantise(weight_NK)
+        assert isinstance(result.weight, int_quantized.Int8Weight)
+        nbytes = result.weight.q_NK.nbytes + result.weight.scale_N.nbytes
         for suffix, tensor in int_quantized.pack(result.weight, transposed=transposed).items():
             self._shards.add(f"{name}.{suffix}", tensor)
-        self._seconds[name] = round(result.seconds, 6)
+        self._seconds[name] = round(time.perf_counter() - begin, 6)
         self._rows[name] = LayerRow(
             name=name,
             storage=_STORAGE,
             execution=_EXECUTION,
             method=method,
-            bits=round(8 * result.nbytes / weight_NK.numel(), 4),
-            bytes=result.nbytes,
+            bits=round(8 * nbytes / weight_NK.numel(), 4),
+            bytes=nbytes,
             # The last digits of a sum depend on the number of threads.
             relative_error=float(f"{result.relative_error:.6g}"),
             clipped_share=float(f"{result.clipped_share:.6g}"),

@@ -166,7 +166,10 @@ class _Reader:
         values = {name: value for name, (_, value) in self.nodes.mapping(node, "modifier").items()}
         # The type is judged first: the keys of a planned type are known to nobody here.
         kind = self._available(
-            self._needed(node, values, "type"), "type", tuple(METHODS), PLANNED_METHODS
+            self._needed(node, values, "type"),
+            "type",
+            ("rtn",),
+            {*METHODS, *PLANNED_METHODS} - {"rtn"},
         )
         scheme = self._available(
             self._needed(node, values, "scheme"), "scheme", SCHEMES, _PLANNED_SCHEMES

@@ -11,7 +11,7 @@ from engine.constraints import Constraints
 from engine.errors import ModelLoadError
 from engine.kernels.torch_native import int8_product
 from engine.kv_cache import KV_CACHES, KvCache, KvShape
-from engine.layers.linear import Int8Linear, Linear, Split
+from engine.layers.linear import Int4Linear, Int8Linear, Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
 from engine.penalties import add_bias, forbid_ends, penalise
@@ -143,7 +143,7 @@ class ModelRunner:
             vocabulary_size=spec.vocabulary_size,
             parameters=self._model.parameters,
             weights=_most_bytes(body),
-            activations="int8" if isinstance(_largest(body), Int8Linear) else "float32",
+            activations=_largest(body).execution.rsplit(" ", 1)[-1],
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
             kernels=tuple(sorted({_kernel_name(linear) for linear in [*body, head]})),
@@ -215,5 +215,6 @@ def _most_bytes(linears: list[Linear]) -> str:
 
 def _kernel_name(linear: Linear) -> str:
     """What multiplies, with a fallback that the processor makes necessary said as such."""
-    product = int8_product() if isinstance(linear, Int8Linear) else "torch.linear"
+    quantised = isinstance(linear, Int8Linear | Int4Linear)
+    product = int8_product() if quantised else "torch.linear"
     return f"{linear.storage}={product}"

@@ -4,14 +4,14 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.kernels import reference
-from engine.layers.linear import DenseLinear, Int8Linear, Linear, Split
+from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Split
 
 # Out-features that are compared: the reference is slow, and a broken kernel fails everywhere.
 _COMPARED = 64
 
 
 def check_linear(linear: Linear) -> None:
-    """Raises ``ModelLoadError`` where kernel and reference differ. int8 must be bit-equal."""
+    """Raises ``ModelLoadError`` where kernel and reference differ; integer products at all."""
     if isinstance(linear, Split):
         for part in linear.parts:
             check_linear(part)
@@ -21,6 +21,13 @@ def check_linear(linear: Linear) -> None:
             x_MK = _inputs(rows, linear.q_NK.shape[1])
             q_NK, scale_N = linear.q_NK[:_COMPARED], linear.scale_N[:_COMPARED]
             wanted = _biased(reference.int8_linear(x_MK, q_NK, scale_N), linear.bias_N)
+            equal = torch.equal(linear(x_MK)[:, :_COMPARED], wanted)
+        elif isinstance(linear, Int4Linear):
+            x_MK = _inputs(rows, linear.q_NK.shape[1])
+            zero_NG = None if linear.zero_NG is None else linear.zero_NG[:_COMPARED]
+            q_NK, scale_NG = linear.q_NK[:_COMPARED], linear.scale_NG[:_COMPARED]
+            product = reference.int4_linear(x_MK, q_NK, scale_NG, zero_NG)
+            wanted = _biased(product, linear.bias_N)
             equal = torch.equal(linear(x_MK)[:, :_COMPARED], wanted)
         else:
             assert isinstance(linear, DenseLinear)

@@ -14,6 +14,8 @@ from engine.errors import ModelLoadError
 TABLE = {
     ("int8_linear", "reference"): "engine.kernels.reference",
     ("int8_linear", "torch"): "engine.kernels.torch_native",
+    ("int4_linear", "reference"): "engine.kernels.reference",
+    ("int4_linear", "torch"): "engine.kernels.torch_native",
     ("dense_linear", "reference"): "engine.kernels.reference",
     ("dense_linear", "torch"): "engine.kernels.torch_native",
     ("rms_norm", "reference"): "engine.kernels.reference",

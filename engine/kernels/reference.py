@@ -21,6 +21,46 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     return sums_MN * (scale_M[:, None] * scale_N)
 
 
+def int4_linear(
+    x_MK: Tensor, q_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None = None
+) -> Tensor:
+    """W4A8: float32 [M, N].
+
+    Each group's sum over its K / G in-features of activation * (q - zero) is exact; the sums
+    are added as acc = fma(float(sum), scale, acc), group 0 first, and then multiplied by the
+    row's scale.
+    """
+    q_MK, scale_M = quantize_activations(x_MK)
+    groups = scale_NG.shape[1]
+    q_MGS = q_MK.long().view(len(q_MK), groups, -1)
+    w_NGS = q_NK.long().view(len(q_NK), groups, -1)
+    if zero_NG is not None:
+        w_NGS = w_NGS - zero_NG[..., None]
+    acc_MN = torch.zeros(len(q_MK), len(q_NK))
+    for group in range(groups):
+        sums_MN = q_MGS[:, group] @ w_NGS[:, group].t()
+        acc_MN = fma(sums_MN.float(), scale_NG[:, group], acc_MN)
+    return acc_MN * scale_M[:, None]
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """float32 a * b + c, rounded once.
+
+    The product is exact in float64. Its sum with ``c`` is rounded to odd there, so that the
+    second rounding, to float32, is right (Boldo and Melquiond, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd", 2008).
+    """
+    product, c64 = a.double() * b.double(), c.double()
+    total = product + c64
+    rest = total - product
+    error = (product - (total - rest)) + (c64 - rest)
+    bits = total.view(torch.int64)
+    towards_zero = (error > 0) != (total > 0)
+    moved = torch.where(towards_zero, bits - 1, bits + 1)
+    odd = torch.where((error != 0) & (bits % 2 == 0), moved, bits)
+    return odd.view(torch.float64).float()
+
+
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     """float32 [M, N]."""
     return x_MK @ weight_NK.t()

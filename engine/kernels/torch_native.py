@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.reference import quantize_activations
+from engine.kernels.reference import fma, quantize_activations
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,24 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     q_MK, scale_M = quantize_activations(x_MK)
     sums_MN = torch._int_mm(q_MK, q_NK.t()) if int_mm_is_exact() else _product(q_MK, q_NK)
     return sums_MN.float().mul_(scale_M[:, None] * scale_N)
+
+
+def int4_linear(
+    x_MK: Tensor, q_NK: Tensor, scale_NG: Tensor, zero_NG: Tensor | None = None
+) -> Tensor:
+    """See ``reference.int4_linear``: one product for each group, so that it is slow."""
+    q_MK, scale_M = quantize_activations(x_MK)
+    multiply = torch._int_mm if int_mm_is_exact() else lambda q, w: _product(q, w.t())
+    size = q_NK.shape[1] // scale_NG.shape[1]
+    acc_MN = torch.zeros(len(q_MK), len(q_NK))
+    for group in range(scale_NG.shape[1]):
+        part = slice(group * size, (group + 1) * size)
+        q_MS = q_MK[:, part].contiguous()
+        sums_MN = multiply(q_MS, q_NK[:, part].contiguous().t()).float()
+        if zero_NG is not None:
+            sums_MN -= q_MS.sum(1, dtype=torch.float32)[:, None] * zero_NG[:, group]
+        acc_MN = fma(sums_MN, scale_NG[:, group], acc_MN)
+    return acc_MN.mul_(scale_M[:, None])
 
 
 @functools.cache

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from engine.formats.int_quantized import Int8Weight
+from engine.formats.pack_quantized import Int4Weight
 from engine.kernels import kernel
 
-# A weight as it lies in the checkpoint: floating point [N, K], or quantised.
-Weight = Tensor | Int8Weight
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """float32 [N, K] made of quantised weights, for float activations; ``bits`` as ``int4``."""
+
+    weight_NK: Tensor
+    bits: str
+
+
+# A weight as it will be executed: floating point [N, K], or quantised.
+Weight = Tensor | Int8Weight | Int4Weight | Unpacked
 
 
 class Linear(Protocol):
@@ -87,6 +97,33 @@ class Int8Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Int4Linear:
+    """4-bit weights in groups, a byte for each; activations become int8 per row.
+
+    The bias is float32 and added to the scaled sums.
+    """
+
+    q_NK: Tensor
+    scale_NG: Tensor
+    zero_NG: Tensor | None
+    kernel: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    bias_N: Tensor | None = None
+    storage: str = "int4"
+    execution: str = "int4 x int8"
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        scales = self.scale_NG.nbytes + _nbytes(self.zero_NG)
+        return self.q_NK.nbytes + scales + _nbytes(self.bias_N)
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
+        out_MN = self.kernel(x_MK, self.q_NK, self.scale_NG, self.zero_NG)
+        return out_MN if self.bias_N is None else out_MN.add_(self.bias_N)
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Linear layers with the same input whose schemes differ: run one by one."""
 
@@ -109,19 +146,19 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
     if isinstance(weight, Int8Weight):
         scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
         return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
-    return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
+    if isinstance(weight, Int4Weight):
+        scale_NG, run = weight.scale_NG.float().contiguous(), kernel("int4_linear", backend)
+        return Int4Linear(weight.q_NK.contiguous(), scale_NG, weight.zero_NG, run, bias_N)
+    dense = kernel("dense_linear", backend)
+    if isinstance(weight, Unpacked):
+        return DenseLinear(weight.weight_NK, dense, bias_N, f"{weight.bits} unpacked to float32")
+    return DenseLinear(weight.float().contiguous(), dense, bias_N)
 
 
 def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = None) -> Linear:
     """One layer for several with the same input; their outputs, and biases, follow each other."""
-    if all(isinstance(weight, Int8Weight) for weight in weights):
-        quantised = [weight for weight in weights if isinstance(weight, Int8Weight)]
-        q_NK = torch.cat([weight.q_NK for weight in quantised])
-        scale_N = torch.cat([weight.scale_N.float() for weight in quantised])
-        return make_linear(Int8Weight(q_NK, scale_N), backend, bias_N)
-    if not any(isinstance(weight, Int8Weight) for weight in weights):
-        dense = [weight.float() for weight in weights if isinstance(weight, Tensor)]
-        return make_linear(torch.cat(dense), backend, bias_N)
+    if len({_kind(weight) for weight in weights}) == 1:
+        return make_linear(_joined(weights), backend, bias_N)
     biases: Sequence[Tensor | None] = [None] * len(weights)
     if bias_N is not None:
         biases = bias_N.split([out_features(weight) for weight in weights])
@@ -131,7 +168,53 @@ def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = 
 
 def out_features(weight: Weight) -> int:
     """N of a weight [N, K]."""
-    return (weight.q_NK if isinstance(weight, Int8Weight) else weight).shape[0]
+    return _leading(weight).shape[0]
+
+
+def take_rows(weight: Weight, order_N: Tensor) -> Weight:
+    """The out-features ``order_N`` of a weight."""
+    if isinstance(weight, Int8Weight):
+        return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
+    if isinstance(weight, Int4Weight):
+        zero_NG = None if weight.zero_NG is None else weight.zero_NG[order_N]
+        return Int4Weight(weight.q_NK[order_N], weight.scale_NG[order_N], zero_NG)
+    if isinstance(weight, Unpacked):
+        return Unpacked(weight.weight_NK[order_N], weight.bits)
+    return weight[order_N]
+
+
+def _leading(weight: Weight) -> Tensor:
+    if isinstance(weight, Unpacked):
+        return weight.weight_NK
+    return weight if isinstance(weight, Tensor) else weight.q_NK
+
+
+def _kind(weight: Weight) -> tuple[object, ...]:
+    """Weights of one kind can be one layer."""
+    if isinstance(weight, Int4Weight):
+        return (Int4Weight, weight.scale_NG.shape[1], weight.zero_NG is None)
+    if isinstance(weight, Unpacked):
+        return (Unpacked, weight.bits)
+    return (Int8Weight if isinstance(weight, Int8Weight) else Tensor,)
+
+
+def _joined(weights: Sequence[Weight]) -> Weight:
+    if len(weights) == 1:
+        return weights[0]
+    int8 = [weight for weight in weights if isinstance(weight, Int8Weight)]
+    if int8:
+        scales = [weight.scale_N.float() for weight in int8]
+        return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
+    int4 = [weight for weight in weights if isinstance(weight, Int4Weight)]
+    if int4:
+        zeros = [weight.zero_NG for weight in int4 if weight.zero_NG is not None]
+        q_NK = torch.cat([weight.q_NK for weight in int4])
+        scale_NG = torch.cat([weight.scale_NG.float() for weight in int4])
+        return Int4Weight(q_NK, scale_NG, torch.cat(zeros) if zeros else None)
+    unpacked = [weight for weight in weights if isinstance(weight, Unpacked)]
+    if unpacked:
+        return Unpacked(torch.cat([weight.weight_NK for weight in unpacked]), unpacked[0].bits)
+    return torch.cat([weight.float() for weight in weights if isinstance(weight, Tensor)])
 
 
 def quantize_int8(weight_NK: Tensor) -> Int8Weight:
@@ -145,5 +228,5 @@ def quantize_int8(weight_NK: Tensor) -> Int8Weight:
     return Int8Weight(q_NK.to(torch.int8), scale_N)
 
 
-def _nbytes(bias_N: Tensor | None) -> int:
-    return 0 if bias_N is None else bias_N.nbytes
+def _nbytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes
