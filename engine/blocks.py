@@ -29,19 +29,23 @@ Observe = Callable[[tuple[str, ...], Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The layers of a checkpoint, and its two ends. Sequences are batches of ids [B, L]."""
+    """The layers of a checkpoint, and its two ends. Sequences are batches of ids [B, L].
+
+    ``activations`` is for packed weights, as in ``WeightReader``.
+    """
 
     checkpoint: Checkpoint
     spec: ModelSpec
     backend: str = "torch"
+    activations: str = "float"
     _rotary: tuple[Rotary, ...] = field(default=())
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint) -> "Blocks":
+    def open(cls, checkpoint: Checkpoint, activations: str = "float") -> "Blocks":
         """Raises ``ModelLoadError`` where config and weights do not fit."""
         spec = model_spec(checkpoint.folder, checkpoint.config, checkpoint.tensors)
         rotary = tuple(Rotary(rope, spec.context_length) for rope in spec.ropes)
-        return cls(checkpoint, spec, _rotary=rotary)
+        return cls(checkpoint, spec, activations=activations, _rotary=rotary)
 
     @torch.inference_mode()
     def embed(self, ids_BL: Tensor) -> Tensor:
@@ -82,6 +86,7 @@ class Blocks:
         self, changed: Mapping[str, Tensor], observe: Observe | None = None
     ) -> DecoderLoader:
         reader = WeightReader(self.checkpoint, self.backend, changed)
+        reader.activations = self.activations
         if observe is not None:
             reader = _ObservingReader(self.checkpoint, self.backend, changed)
             reader.observe = observe

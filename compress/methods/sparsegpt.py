@@ -4,7 +4,7 @@
 dropped weights stay 0, which both kinds of grid represent exactly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from compress.methods.scheme import Scheme
 
 NAME = "sparsegpt"
 JOINT = "sparsegpt+gptq"
+AFTERWARDS = "sparsegpt+rtn"
 BASELINE = "magnitude+rtn"
 
 
@@ -43,7 +44,11 @@ class SparseGpt:
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """Prunes and rounds in one loop. Never worse than magnitude, then RTN, on the same grid."""
+    """Prunes and rounds in one loop.
+
+    The grid is that of the weights as pruning alone leaves them. Never worse than rounding
+    those to nearest, nor than magnitude pruning rounded to nearest on the same grid.
+    """
 
     sparsity: Sparsity
     scheme: Scheme
@@ -54,14 +59,20 @@ class Joint:
         """See ``Quantiser.quantise``; raises ``ValueError`` without inputs, or with a mask."""
         if inputs is None or mask_NK is not None:
             raise ValueError("the joint loop needs calibration, and makes its own mask")
-        grid = make_grid(weight_NK, self.scheme)
+        dtype = self.scheme.dtype or weight_NK.dtype
+        scheme = replace(self.scheme, dtype=dtype)
         upper_KK, rung = _factor(inputs)
         small_NK = magnitude.magnitude_mask(weight_NK, self.sparsity)
-        contenders = {BASELINE: grid.quantize(weight_NK.masked_fill(small_NK, 0))}
+        grid_NK, contenders = weight_NK, dict[str, Tensor]()
+        if upper_KK is not None:
+            grid_NK, _ = _loop(weight_NK, upper_KK, self.sparsity, lambda _, w_N: w_N)
+        grid = make_grid(grid_NK, scheme)
         if upper_KK is not None:
             rounder = ColumnRounder(grid, weight_NK.shape[1])
             _loop(weight_NK, upper_KK, self.sparsity, rounder)
-            contenders = {JOINT: rounder.q_KN.t().contiguous(), **contenders}
+            contenders[JOINT] = rounder.q_KN.t().contiguous()
+            contenders[AFTERWARDS] = grid.quantize(grid_NK)
+        contenders[BASELINE] = grid.quantize(weight_NK.masked_fill(small_NK, 0))
         weights = {name: grid.weight(q_NK) for name, q_NK in contenders.items()}
         candidates = {name: weight.dequantize() for name, weight in weights.items()}
         outcome: Outcome = best(weight_NK, candidates, inputs, rung)

@@ -107,3 +107,18 @@ def unpack_rows(words_MW: Tensor, bits: int, columns: int) -> Tensor:
     shifted_MWI = words_MW[..., None] >> (torch.arange(word, dtype=torch.int32) * bits)
     u_MK = (shifted_MWI & ((1 << bits) - 1)).flatten(1)[:, :columns]
     return (u_MK - (1 << (bits - 1))).to(torch.int8).contiguous()
+
+
+def config_group(
+    targets: list[str], bits: int, group_size: int | None, *, symmetric: bool
+) -> dict[str, object]:
+    """This scheme as one of ``quantization_config``'s config_groups."""
+    weights: dict[str, object] = {"num_bits": bits, "type": "int", "symmetric": symmetric}
+    weights |= {"strategy": "group" if group_size else "channel", "group_size": group_size}
+    return {
+        "targets": targets,
+        "weights": {**weights, "dynamic": False, "observer": "minmax"},
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
+    }
