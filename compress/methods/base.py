@@ -12,8 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress.methods.grid import Grid, IntWeight
+from compress.methods.grid import Grid, IntWeight, row_blocks
 from compress.methods.inputs import LayerInputs
+from engine.formats.int_quantized import Int8Weight
+from engine.formats.pack_quantized import Int4Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,13 +106,25 @@ def best(
 
 def rounded(weight_NK: Tensor, weight: IntWeight, grid: Grid, outcome: Outcome) -> Rounded:
     """``weight`` as a result, with its errors against ``weight_NK``."""
-    original_NK = weight_NK.float()
-    norm = float(torch.linalg.vector_norm(original_NK, dtype=torch.float64))
-    difference_NK = weight.dequantize().sub_(original_NK)
-    error = float(torch.linalg.vector_norm(difference_NK, dtype=torch.float64))
+    error = norm = 0.0
+    for rows in row_blocks(weight_NK):
+        original_NK = weight_NK[rows].float()
+        norm += _sum_of_squares(original_NK)
+        error += _sum_of_squares(_rows(weight, rows).dequantize().sub_(original_NK))
     return Rounded(
         weight=weight,
         outcome=outcome,
-        relative_error=error / norm if norm else 0.0,
+        relative_error=math.sqrt(error / norm) if norm else 0.0,
         clipped_share=grid.clipped_share(weight_NK),
     )
+
+
+def _rows(weight: IntWeight, rows: slice) -> IntWeight:
+    if isinstance(weight, Int8Weight):
+        return Int8Weight(weight.q_NK[rows], weight.scale_N[rows])
+    zero_NG = None if weight.zero_NG is None else weight.zero_NG[rows]
+    return Int4Weight(weight.q_NK[rows], weight.scale_NG[rows], zero_NG)
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
