@@ -9,6 +9,7 @@ import math
 import platform
 import shutil
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,23 +18,25 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from compress.block import LinearResult
 from compress.errors import CompressError
 from compress.job import Job
+from compress.layer_row import pack_linear
 from compress.manifest import LayerRow, Manifest, recipe_record
 from compress.memory import PeakMemory
-from compress.methods import load_method
 from compress.plan import Plan
 from compress.progress import Progress
+from compress.recipe import Recipe
 from compress.shards import ShardWriter, digest
 from compress.sources import copied_names
-from engine.formats import int_quantized
+from compress.steps import linear_steps
+from compress.store import LayerStore
+from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.runtime import Runtime, to_json
 
 # Of output held in memory at most, but for a single larger tensor.
 SHARD_BYTES = 512 << 20
-_STORAGE = "int-quantized 8 bit per channel"
-_EXECUTION = "int8 x int8"
 _LOADED_INT8 = "int8 x int8, quantised when loaded"
 _FLOAT = "float"
 
@@ -41,7 +44,11 @@ _FLOAT = "float"
 class ArtefactWriter:
     """One job's output in ``folder``: call write_weights, write_files, verify, manifest."""
 
-    def __init__(self, job: Job, checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+    def __init__(
+        self, job: Job, checkpoint: Checkpoint, plan: Plan, folder: Path, store: LayerStore | None
+    ) -> None:
+        """``store`` has the layers of a calibrated job; without, they are rounded here."""
+        self._store = store
         self._job = job
         self._checkpoint = checkpoint
         self._plan = plan
@@ -50,17 +57,20 @@ class ArtefactWriter:
         self._rows: dict[str, LayerRow] = {}
         self._seconds: dict[str, float] = {}
         self._start = time.perf_counter()
+        self.calibration: dict[str, object] | None = None
 
     def write_weights(self, progress: Progress) -> None:
         """Compresses the planned layers and copies every other tensor, layer by layer."""
-        items = len(self._plan.modifiers)
+        items = len(self._plan.treatments)
         total = sum(self._checkpoint.info(name).nbytes for name in self._plan.order)
         done = 0
         for tensor_name in self._plan.order:
+            done += self._checkpoint.info(tensor_name).nbytes
+            if self._store is not None and self._take(tensor_name, self._store):
+                continue
             tensor = self._read(tensor_name)
-            done += tensor.nbytes
             name = tensor_name.removesuffix(".weight")
-            if name == tensor_name or name not in self._plan.modifiers:
+            if name == tensor_name or name not in self._plan.treatments:
                 self._shards.add(tensor_name, tensor)
                 continue
             self._compress(name, tensor)
@@ -70,7 +80,9 @@ class ArtefactWriter:
 
     def write_files(self) -> None:
         """config.json with the quantization_config, and copies of the other small files."""
-        config = self._checkpoint.config | {"quantization_config": self._plan.quantization_config}
+        config = dict(self._checkpoint.config)
+        if self._plan.quantization_config is not None:
+            config["quantization_config"] = self._plan.quantization_config
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (self._folder / "config.json").write_text(text + "\n", encoding="utf-8")
         for name in copied_names(self._checkpoint.folder):
@@ -85,10 +97,23 @@ class ArtefactWriter:
             if digest(written.tensor(name)) != wanted:
                 raise CompressError(f"{name} was read back with other bits: check the disk")
 
+    def try_out(self) -> None:
+        """Runs a few tokens through the written model. Raises ``CompressError``.
+
+        Layer by layer, with the kernels that serve.
+        """
+        blocks = Blocks.open(Checkpoint.open(self._folder), self._job.recipe.activations)
+        length = min(8, blocks.spec.context_length, blocks.spec.vocabulary_size)
+        hidden = blocks.embed(torch.arange(length)[None])
+        for index in range(len(blocks.spec.layers)):
+            hidden = blocks.run(blocks.layer(index, {}), index, hidden)
+        if not bool(blocks.logits(hidden).isfinite().all()):
+            raise CompressError("the compressed model gives NaN or infinite logits: not published")
+
     def manifest(self, memory: PeakMemory) -> Manifest:
         """What was done; ``memory`` is the measurement of this run."""
         recipe = self._job.recipe
-        runtime = Runtime(head=recipe.head, kv_dtype=recipe.kv_cache.dtype)
+        runtime = make_runtime(recipe)
         return Manifest(
             key=self._job.key,
             recipe=recipe_record(self._job),
@@ -100,6 +125,8 @@ class ArtefactWriter:
             },
             layers=(*self._rows.values(), *self._kept_rows()),
             totals=self._totals(),
+            summary=self._summary(),
+            calibration=self.calibration,
             runtime=to_json(runtime),
             files={path.name: path.stat().st_size for path in sorted(self._folder.glob("[!.]*"))},
             measured={
@@ -126,25 +153,55 @@ class ArtefactWriter:
                 )
         return tensor
 
+    def _take(self, tensor_name: str, store: LayerStore) -> bool:
+        """Adds what the calibrated run made of a tensor; False: it is as it was."""
+        name = tensor_name.removesuffix(".weight")
+        if name in self._plan.treatments and name != tensor_name:
+            for full_name in store.names(name):
+                self._add_stored(full_name, store)
+            self._rows[name] = store.row(name)
+            self._seconds[name] = round(store.seconds.get(name, 0.0), 6)
+            return True
+        return self._add_stored(tensor_name, store)
+
+    def _add_stored(self, full_name: str, store: LayerStore) -> bool:
+        tensor = store.tensor(full_name)
+        if tensor is None:
+            return False
+        self._shards.add(full_name, tensor)
+        return True
+
     def _compress(self, name: str, weight_NK: Tensor) -> None:
-        method, transposed = self._plan.modifiers[name].type, name in self._plan.transposed
+        treatment, transposed = self._plan.treatments[name], name in self._plan.transposed
         if transposed:
             weight_NK = weight_NK.t().contiguous()
-        result = load_method(method).apply(weight_NK)
-        for suffix, tensor in int_quantized.pack(result.weight, transposed=transposed).items():
-            self._shards.add(f"{name}.{suffix}", tensor)
-        self._seconds[name] = round(result.seconds, 6)
-        self._rows[name] = LayerRow(
-            name=name,
-            storage=_STORAGE,
-            execution=_EXECUTION,
-            method=method,
-            bits=round(8 * result.nbytes / weight_NK.numel(), 4),
-            bytes=result.nbytes,
-            # The last digits of a sum depend on the number of threads.
-            relative_error=float(f"{result.relative_error:.6g}"),
-            clipped_share=float(f"{result.clipped_share:.6g}"),
+        begin = time.perf_counter()
+        quantiser = linear_steps(treatment, weight_NK.dtype).quantiser
+        assert quantiser is not None
+        result = quantiser.quantise(weight_NK, None)
+        tensors, row = pack_linear(
+            name,
+            treatment,
+            LinearResult(
+                weight=result.weight,
+                outcomes=(result.outcome,),
+                relative_error=result.relative_error,
+                clipped_share=result.clipped_share,
+                sparsity=0.0,
+            ),
+            transposed=transposed,
+            dtype=weight_NK.dtype,
         )
+        for full_name, tensor in tensors.items():
+            self._shards.add(full_name, tensor)
+        self._seconds[name] = round(time.perf_counter() - begin, 6)
+        self._rows[name] = row
+
+    def _summary(self) -> dict[str, dict[str, int]]:
+        rows = self._rows.values()
+        kept = Counter(row.kept for row in rows if row.kept is not None)
+        damping = Counter(row.damping for row in rows if row.damping is not None)
+        return {"kept": dict(kept), "damping": dict(damping)}
 
     def _kept_rows(self) -> list[LayerRow]:
         """The linears that stay as they are, and the head."""
@@ -166,13 +223,20 @@ class ArtefactWriter:
 
     def _totals(self) -> dict[str, float]:
         infos = self._checkpoint.tensors
-        compressed = [infos[f"{name}.weight"] for name in self._rows]
-        weights = sum(math.prod(info.shape) for info in compressed)
+        compressed = {name: math.prod(infos[f"{name}.weight"].shape) for name in self._rows}
+        weights = sum(compressed.values())
         nbytes = sum(row.bytes for row in self._rows.values())
+        zeros = sum(compressed[row.name] * (row.sparsity or 0.0) for row in self._rows.values())
         return {
             "parameters": sum(math.prod(info.shape) for info in infos.values()),
             "compressed_parameters": weights,
             "effective_bits_per_weight": round(8 * nbytes / weights, 4),
+            "sparsity": round(zeros / weights, 6),
             "bytes": self._shards.total_bytes,
             "original_bytes": sum(info.nbytes for info in infos.values()),
         }
+
+
+def make_runtime(recipe: Recipe) -> Runtime:
+    """What the artefact asks of the engine."""
+    return Runtime(head=recipe.head, kv_dtype=recipe.kv_cache.dtype, activations=recipe.activations)

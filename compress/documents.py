@@ -1,4 +1,4 @@
-"""Evaluation text: files to windows of token ids."""
+"""Text of files as token ids: windows for evaluation, and what calibration needs for its own."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,16 +23,14 @@ def read_windows(
     Raises:
         CompressError, ModelLoadError: a file cannot be read, or there is no text.
     """
-    tokenizer = _tokenizer(model_dir / "tokenizer.json")
-    bos = read_json(model_dir / "config.json").get("bos_token_id")
-    prefix = [bos] if isinstance(bos, int) else []
+    encode, prefix = tokenizer(model_dir / "tokenizer.json"), bos_ids(model_dir)
     size = window - len(prefix)
     windows: list[list[int]] = []
     for file in files:
-        text = _read(file)
+        text = read_text(file)
         documents = text.split(_SEPARATOR)
         for document in documents:
-            ids = tokenizer.encode(document, add_special_tokens=False).ids
+            ids = encode.encode(document, add_special_tokens=False).ids
             ends = range(0, len(ids), size) if len(documents) == 1 else range(1)
             cut = [prefix + ids[begin : begin + size] for begin in ends]
             windows += [window_ids for window_ids in cut if len(window_ids) > 1]
@@ -43,19 +41,27 @@ def read_windows(
     return windows
 
 
-def _tokenizer(path: Path) -> Tokenizer:
+def bos_ids(model_dir: Path) -> list[int]:
+    """The token that texts begin with, where the model has one. Raises ``ModelLoadError``."""
+    bos = read_json(model_dir / "config.json").get("bos_token_id")
+    return [bos] if isinstance(bos, int) else []
+
+
+def tokenizer(path: Path) -> Tokenizer:
+    """Raises ``CompressError``."""
     if not path.is_file():
         raise CompressError(f"{path} is missing: the text cannot be tokenised")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        found = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise CompressError(f"{path} is broken: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Raises ``CompressError``."""
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:

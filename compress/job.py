@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.errors import CompressError
 from compress.methods import METHODS
 from compress.progress import Progress
 from compress.recipe import Recipe
@@ -30,7 +31,17 @@ class Job:
             "format": FORMAT_VERSION,
             "sources": sources.hashes,
             "recipe": recipe.canonical_json(),
+            "calibration": _calibration_hashes(recipe, memo),
             "methods": {m.type: METHODS[m.type].version for m in recipe.modifiers},
         }
         text = json.dumps(parts, sort_keys=True)
         return cls(recipe, sources, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _calibration_hashes(recipe: Recipe, memo: HashMemo) -> list[str]:
+    """Of the user's text, in order. Raises ``CompressError``."""
+    paths = () if recipe.calibration is None else recipe.calibration.paths
+    try:
+        return [memo.sha256(Path(path)) for path in paths]
+    except OSError as error:
+        raise CompressError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -17,7 +17,10 @@ from compress.sources import MANIFEST_NAME
 class LayerRow:
     """One linear layer: what is stored, what the engine is asked to compute, what was lost.
 
-    ``relative_error`` and ``clipped_share`` are None where the weight is kept.
+    ``method`` is what was asked for, ``kept`` what was the best of its contenders. Errors are
+    None where they were not measured: ``relative_error`` of the weight, ``output_error`` and
+    ``baseline_error`` (of RTN or magnitude) of the outputs on calibration inputs, squared.
+    ``damping`` is the step of the Hessian's ladder.
     """
 
     name: str
@@ -28,14 +31,21 @@ class LayerRow:
     bytes: int
     relative_error: float | None = None
     clipped_share: float | None = None
+    kept: str | None = None
+    output_error: float | None = None
+    baseline_error: float | None = None
+    damping: str | None = None
+    sparsity_wanted: float | None = None
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Everything but ``measured`` is a function of the sources, the recipe and the versions.
 
-    ``files`` are the other files of the folder and their sizes in bytes; ``measured`` holds times
-    (seconds, a UTC time stamp) and memory (bytes).
+    ``summary`` counts layers by the method that was kept and by damping. ``files`` are the
+    other files of the folder and their sizes in bytes; ``measured`` holds times (seconds, a UTC
+    time stamp) and memory (bytes).
     """
 
     key: str
@@ -44,6 +54,8 @@ class Manifest:
     versions: Mapping[str, str]
     layers: tuple[LayerRow, ...]
     totals: Mapping[str, float]
+    summary: Mapping[str, Mapping[str, int]]
+    calibration: Mapping[str, Any] | None
     runtime: Mapping[str, str]
     files: Mapping[str, int]
     measured: Mapping[str, Any] = field(compare=False)

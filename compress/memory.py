@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 
 _STATUS = Path("/proc/self/status")
+_MEMINFO = Path("/proc/meminfo")
 _INTERVAL_S = 0.01
 
 
@@ -13,6 +14,17 @@ def rss_anon_bytes() -> int | None:
     try:
         for line in _STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def available_bytes() -> int | None:
+    """MemAvailable of the system. None where it has no such count."""
+    try:
+        for line in _MEMINFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         return None

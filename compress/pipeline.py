@@ -1,18 +1,25 @@
 """The whole job: a model folder and a recipe become a published artefact."""
 
+import json
 import shutil
 from pathlib import Path
 
+import torch
+
 from compress.artefact import ArtefactWriter
+from compress.calibrated import CalibratedRun, calibration_record
 from compress.errors import CompressError, writing
+from compress.estimate import calibration_bytes
+from compress.generated import threads
 from compress.job import Job
 from compress.manifest import Manifest
-from compress.memory import PeakMemory
-from compress.plan import make_plan
+from compress.memory import PeakMemory, available_bytes
+from compress.plan import Plan, make_plan
 from compress.progress import NoProgress, Progress
 from compress.recipe import Recipe, resolve
-from compress.sources import HashMemo
+from compress.sources import CALIBRATION_NAME, HashMemo
 from compress.staging import check_replaceable, publish, staging_folder
+from compress.store import open_store
 from engine.formats.checkpoint import Checkpoint
 
 # Config, tokenizer and manifest beside the weights.
@@ -53,14 +60,45 @@ def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
     out = out.resolve()
     checkpoint = Checkpoint.open(job.sources.folder)
     plan = make_plan(job.recipe, checkpoint)
-    with writing(out.parent, remedy), PeakMemory() as memory, staging_folder(out) as folder:
-        _check_space(folder, plan.out_bytes + _SPARE_BYTES, remedy)
-        writer = ArtefactWriter(job, checkpoint, plan, folder)
-        progress.phase("compressing", f"{len(plan.modifiers)} layers of {checkpoint.folder}")
+    for note in plan.notes:
+        progress.phase("planning", note)
+    with writing(out.parent, remedy), PeakMemory() as memory:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # A calibrated job has its layers twice for a moment.
+        needed = plan.out_bytes * (2 if plan.calibrated else 1) + _SPARE_BYTES
+        _check_space(out.parent, needed, remedy)
+        if not plan.calibrated:
+            progress.phase("compressing", f"{len(plan.treatments)} layers of {checkpoint.folder}")
+            return _publish(job, checkpoint, plan, None, out, progress, memory)
+        torch.set_num_threads(threads(sum(i.nbytes for i in checkpoint.tensors.values())))
+        _check_memory(plan, job.recipe)
+        with open_store(out, job.key) as store:
+            calibrated = CalibratedRun(job.recipe, plan, checkpoint, store)
+            calibrated.run(progress)
+            return _publish(job, checkpoint, plan, calibrated, out, progress, memory)
+
+
+def _publish(
+    job: Job,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    calibrated: CalibratedRun | None,
+    out: Path,
+    progress: Progress,
+    memory: PeakMemory,
+) -> Manifest:
+    with staging_folder(out) as folder:
+        store = None if calibrated is None else calibrated.store
+        writer = ArtefactWriter(job, checkpoint, plan, folder, store)
         writer.write_weights(progress)
         writer.write_files()
+        if calibrated is not None:
+            writer.calibration = calibration_record(job.recipe, calibrated.ids_SL)
+            text = json.dumps(calibrated.ids_SL.tolist())
+            (folder / CALIBRATION_NAME).write_text(text + "\n", encoding="utf-8")
         progress.phase("verifying", str(folder))
         writer.verify()
+        writer.try_out()
         job.sources.check_unchanged()
         manifest = writer.manifest(memory)
         manifest.write(folder)
@@ -69,10 +107,20 @@ def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
     return manifest
 
 
+def _check_memory(plan: Plan, recipe: Recipe) -> None:
+    """Refuses a calibration that this host's free memory cannot hold."""
+    needed, free = calibration_bytes(plan, recipe), available_bytes()
+    if free is not None and needed > free:
+        raise CompressError(
+            f"calibration needs about {needed >> 20} MB of memory and {free >> 20} MB are free: "
+            "lower calibration.samples or calibration.length"
+        )
+
+
 def _check_space(folder: Path, needed: int, remedy: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise CompressError(
-            f"{folder.parent} has {free >> 20} MB free and {needed >> 20} MB are needed: "
+            f"{folder} has {free >> 20} MB free and {needed >> 20} MB are needed: "
             f"free some or {remedy}"
         )

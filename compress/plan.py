@@ -5,14 +5,17 @@ Everything that can be refused is refused here, before a tensor is read.
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.errors import CompressError
+from compress.methods import METHODS
 from compress.recipe import Modifier, Recipe
 from compress.targets import HEAD, select
+from compress.treatment import Treatment, combine
+from engine.formats import int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint, TensorInfo
-from engine.formats.int_quantized import FORMAT, config_group
+from engine.formats.quant_config import MIXED
 from engine.models import model_spec
 from engine.models.spec import ModelSpec
 
@@ -24,21 +27,32 @@ _DIGITS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``modifiers`` by the name of the linear layer; ``kept`` linears stay as they are.
+    """``treatments`` by the name of the linear layer; ``kept`` linears stay as they are.
 
     ``transposed`` layers store their weight as [K, N]. ``head_weight`` is the module whose
     weight the head uses. ``order`` is the order in which tensors are read and written: layer
-    by layer.
+    by layer. ``notes`` are lines for the user.
     """
 
-    modifiers: dict[str, Modifier]
+    spec: ModelSpec
+    treatments: dict[str, Treatment]
     kept: list[str]
     transposed: frozenset[str]
     head: str
     head_weight: str
     order: list[str]
     out_bytes: int
-    quantization_config: dict[str, object]
+    quantization_config: dict[str, object] | None
+    notes: list[str]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether any step needs the layers' inputs."""
+        return any(
+            METHODS[modifier.type].calibrated
+            for treatment in self.treatments.values()
+            for modifier in treatment.modifiers
+        )
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
@@ -48,35 +62,51 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
     linears = sorted(matrices, key=_natural)
     routers = [names.router for names in spec.names if names.router is not None]
     weights = {name: checkpoint.info(f"{name}.weight") for name in [*linears, *routers]}
-    modifiers: dict[str, Modifier] = {}
+    selected: dict[str, list[Modifier]] = {}
     ignored: list[str] = []
     for modifier in recipe.modifiers:
         never = (HEAD, *routers)
-        selected, left_out = select(linears, modifier.targets, modifier.ignore, never)
-        if twice := [name for name in selected if name in modifiers]:
-            raise CompressError(f"two modifiers target {twice[0]}: one layer, one scheme")
-        modifiers |= dict.fromkeys(selected, modifier)
+        names, left_out = select(linears, modifier.targets, modifier.ignore, never)
+        for name in names:
+            selected.setdefault(name, []).append(modifier)
         ignored += left_out
-    for name in modifiers:
-        _check_weight(name, weights[name])
-    kept = [name for name in linears if name not in modifiers]
-    transposed = frozenset(name for name in modifiers if matrices[name].transposed)
+    transposed = frozenset(name for name in selected if matrices[name].transposed)
+    level = {
+        m: i for i, names in enumerate(spec.names) for x in names.matrices() for m in x.modules
+    }
+    treatments: dict[str, Treatment] = {}
+    for name in linears:
+        if name in selected:
+            _check_weight(name, weights[name])
+            shape = weights[name].shape
+            columns = shape[0 if name in transposed else 1]
+            where = (level[name], len(spec.names))
+            treatments[name] = combine(name, selected[name], columns, where)
+    rounded = [name for name, one in treatments.items() if one.format is not None]
+    kept = [name for name in linears if name not in treatments]
+    dense = [name for name in linears if name not in rounded]
     # A class as target: it covers all but what is ignored. Conv1D is no Linear.
-    whole = set(kept) <= set(ignored) and not transposed
+    whole = set(dense) <= set(ignored) and not transposed
     return Plan(
-        modifiers=modifiers,
+        spec=spec,
+        treatments=treatments,
         kept=[*kept, *routers],
         transposed=transposed,
         head=spec.head,
         head_weight=spec.embedding if spec.tied_head else spec.head,
         order=sorted(checkpoint.tensors, key=_natural),
         out_bytes=sum(
-            _out_bytes(info, name.removesuffix(".weight"), modifiers, transposed)
+            _out_bytes(info, treatments.get(name.removesuffix(".weight")))
             for name, info in checkpoint.tensors.items()
         ),
         quantization_config=_quantization_config(
-            targets=["Linear"] if whole else list(modifiers), ignore=[spec.head, *kept, *routers]
+            treatments, whole=whole, ignore=[spec.head, *dense, *routers]
         ),
+        notes=[
+            f"{name}: {one.bits} bits per channel, since groups do not divide its rows"
+            for name, one in treatments.items()
+            if one.fell_back
+        ],
     )
 
 
@@ -107,28 +137,50 @@ def _check_weight(name: str, info: TensorInfo) -> None:
         )
 
 
-def _out_bytes(
-    info: TensorInfo, module: str, modifiers: Collection[str], transposed: Collection[str]
-) -> int:
-    if module not in modifiers:
+def _out_bytes(info: TensorInfo, treatment: Treatment | None) -> int:
+    if treatment is None or treatment.bits is None:
         return info.nbytes
-    rows = info.shape[1 if module in transposed else 0]
-    return math.prod(info.shape) + rows * _DTYPE_BYTES[info.dtype]
+    weights = math.prod(info.shape)
+    groups = max(info.shape) if treatment.group_size is None else weights // treatment.group_size
+    # Scales, zero points and the last word of a row.
+    return weights * treatment.bits // 8 + groups * (_DTYPE_BYTES[info.dtype] + 1) + 4096
 
 
-def _quantization_config(*, targets: list[str], ignore: list[str]) -> dict[str, object]:
+def _quantization_config(
+    treatments: dict[str, Treatment], *, whole: bool, ignore: Sequence[str]
+) -> dict[str, object] | None:
+    groups: dict[str, tuple[Treatment, list[str]]] = {}
+    for name, one in treatments.items():
+        if one.format is not None:
+            groups.setdefault(repr(one.scheme_key), (one, []))[1].append(name)
+    if not groups:
+        return None
+    formats = {one.format for one, _ in groups.values()}
+    whole = whole and len(groups) == 1
     return {
         "version": _LAYOUT_VERSION,
         "quant_method": "compressed-tensors",
-        "format": FORMAT,
+        "format": formats.pop() if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": config_group(targets)},
-        "ignore": ignore,
+        "config_groups": {
+            f"group_{i}": _config_group(one, ["Linear"] if whole else names)
+            for i, (one, names) in enumerate(groups.values())
+        },
+        "ignore": list(ignore),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
         "sparsity_config": {},
         "transform_config": {},
     }
+
+
+def _config_group(treatment: Treatment, targets: list[str]) -> dict[str, object]:
+    if treatment.format == int_quantized.FORMAT:
+        return int_quantized.config_group(targets)
+    assert treatment.bits is not None
+    return pack_quantized.config_group(
+        targets, treatment.bits, treatment.group_size, symmetric=treatment.symmetric
+    )
 
 
 def _natural(name: str) -> list[str | int]:

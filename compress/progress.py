@@ -3,7 +3,8 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (hashing, waiting, compressing, verifying or publishing), detail
+    phase  phase (hashing, waiting, planning, generating, compressing, verifying or
+           publishing), detail
     layer  item, items, name, seconds_left
     done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes
     error  message

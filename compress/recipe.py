@@ -9,33 +9,62 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, cast
-
-from yaml.nodes import Node
+from typing import Literal
 
 from compress.errors import CompressError
-from compress.methods import METHODS, PLANNED_METHODS
-from compress.recipe_nodes import RecipeNodes, suggest
-from compress.targets import pattern_error
+from compress.recipe_nodes import suggest
 
 PRESETS = Path(__file__).with_name("presets")
-SCHEMES = ("w8a8",)
-_PLANNED_PRESETS = (
-    "w8a16", "w4a16", "w4a16-rtn", "w4a16-gptq", "w4a16-awq", "w4a8", "fp8",
-    "sparse24-w8a8", "sparse50-w8a8", "sparse50-w4a8",
-)  # fmt: skip
-_PLANNED_SCHEMES = ("w8a16", "w4a16", "w4a8", "fp8")
-_PLANNED_GATE_KEYS = ("max_kl", "max_drop", "tasks")
+# Weights' bits and what multiplies them: int8 activations, or float ones.
+SCHEMES = {"w8a8": (8, "int8"), "w8a16": (8, "float"), "w4a16": (4, "float"), "w4a8": (4, "int8")}
+PLANNED_SCHEMES = ("fp8",)
+_PLANNED_PRESETS = ("fp8",)
+_ROUNDING = ("scheme", "group_size", "symmetric", "scale")
+_PRUNING = ("sparsity", "structure")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "rtn": _ROUNDING,
+    "gptq": (*_ROUNDING, "actorder"),
+    "awq": (*_ROUNDING, "clip"),
+    "smoothquant": ("alpha",),
+    "magnitude": _PRUNING,
+    "wanda": _PRUNING,
+    "sparsegpt": _PRUNING,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Modifier:
-    """One step: method ``type`` brings the linear layers that match to ``scheme``."""
+    """One step: method ``type`` on the linear layers that match.
+
+    Options of other types are None. ``sparsity`` is a share of the weights, or one for each
+    decoder layer.
+    """
 
     type: str
-    scheme: str
+    scheme: str | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    scale: Literal["absmax", "mse"] | None = None
+    actorder: Literal["static", "none"] | None = None
+    clip: bool | None = None
+    alpha: float | None = None
+    sparsity: float | tuple[float, ...] | None = None
+    structure: str | None = None
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ("lm_head",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Text whose activations methods see: the model's own, or that of ``paths``.
+
+    ``samples`` windows of ``length`` tokens.
+    """
+
+    source: Literal["generate", "file"] = "generate"
+    paths: tuple[str, ...] = ()
+    samples: int = 128
+    length: int = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +86,7 @@ class Recipe:
     """A resolved recipe. ``name`` is the preset's or the file's and changes nothing.
 
     ``head`` int8 is quantised when the engine loads the artefact, which keeps the original
-    dtype. ``calibration`` stays None: no available method uses any.
+    dtype. ``calibration`` is None where no modifier needs any.
     """
 
     name: str = field(compare=False)
@@ -66,14 +95,26 @@ class Recipe:
     head: Literal["int8", "keep"]
     modifiers: tuple[Modifier, ...]
     kv_cache: KvCache
-    calibration: None = None
+    calibration: Calibration | None = None
     gate: Gate
 
     def canonical_json(self) -> str:
         """The same text for the same artefact: keys sorted; without the name and the gate."""
         fields = asdict(self)
         del fields["name"], fields["gate"]
+        if self.calibration is not None:  # what the files hold is part of the key, not their names
+            del fields["calibration"]["paths"]
+        fields["modifiers"] = [
+            {key: value for key, value in modifier.items() if value is not None}
+            for modifier in fields["modifiers"]
+        ]
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def activations(self) -> Literal["int8", "float"]:
+        """What multiplies packed weights; all schemes of a recipe agree on it."""
+        schemes = {m.scheme for m in self.modifiers if m.scheme is not None}
+        return "float" if schemes & {"w8a16", "w4a16"} else "int8"
 
     def sha256(self) -> str:
         """Hex digest of ``canonical_json``."""
@@ -97,7 +138,7 @@ def resolve(spec: str) -> Recipe:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load(path)
     if spec in _PLANNED_PRESETS:
-        raise CompressError(_not_yet(f"recipe {spec}", presets()))
+        raise CompressError(not_yet(f"recipe {spec}", presets()))
     raise CompressError(
         f"there is no recipe {spec!r}; {suggest(spec, presets())} (or the path of a YAML file)"
     )
@@ -105,97 +146,11 @@ def resolve(spec: str) -> Recipe:
 
 def load(path: Path) -> Recipe:
     """Reads a recipe file. Raises ``CompressError`` that names the file and the line."""
-    nodes = RecipeNodes(path)
-    return _Reader(nodes).recipe(nodes.root())
+    from compress.recipe_reader import read
+
+    return read(path)
 
 
-def _not_yet(what: str, available: Collection[str]) -> str:
+def not_yet(what: str, available: Collection[str]) -> str:
+    """A refusal of what is planned."""
     return f"{what} is not available yet; available: {', '.join(available)}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    nodes: RecipeNodes
-
-    def recipe(self, root: Node) -> Recipe:
-        known = ("version", "seed", "calibration", "head", "modifiers", "kv_cache", "gate")
-        fields = self.nodes.fields(root, "the recipe", known)
-        version = self._needed(root, fields, "version")
-        if self.nodes.integer(version, "version") != 1:
-            self.nodes.fail(version, "this program reads recipes of version 1")
-        if "calibration" in fields:
-            self.nodes.fail(fields["calibration"], "no modifier here uses calibration: remove it")
-        return Recipe(
-            name=self.nodes.path.stem,
-            version=1,
-            seed=self.nodes.integer(fields["seed"], "seed") if "seed" in fields else 0,
-            head=self._head(fields.get("head")),
-            modifiers=self._modifiers(self._needed(root, fields, "modifiers")),
-            kv_cache=self._kv_cache(fields.get("kv_cache")),
-            gate=self._gate(fields.get("gate")),
-        )
-
-    def _head(self, node: Node | None) -> Literal["int8", "keep"]:
-        if node is None:
-            return "int8"
-        return cast(Literal["int8", "keep"], self.nodes.choice(node, "head", ("int8", "keep")))
-
-    def _kv_cache(self, node: Node | None) -> KvCache:
-        fields = self.nodes.fields(node, "kv_cache", ("dtype",)) if node else {}
-        if "dtype" not in fields:
-            return KvCache()
-        dtype = self.nodes.choice(fields["dtype"], "kv_cache.dtype", ("int8", "fp32"))
-        return KvCache(dtype=cast(Literal["int8", "fp32"], dtype))
-
-    def _gate(self, node: Node | None) -> Gate:
-        fields = self.nodes.fields(node, "gate", ("mode", *_PLANNED_GATE_KEYS)) if node else {}
-        if "mode" in fields:
-            self._available(fields["mode"], "gate.mode", ("off",), ("enforce", "warn"))
-        for name in _PLANNED_GATE_KEYS:
-            if name in fields:
-                self.nodes.fail(fields[name], f"gate.{name} is of no use while gate.mode is off")
-        return Gate()
-
-    def _modifiers(self, node: Node) -> tuple[Modifier, ...]:
-        items = self.nodes.sequence(node, "modifiers")
-        if not items:
-            self.nodes.fail(node, "modifiers is empty: nothing would be compressed")
-        return tuple(self._modifier(item) for item in items)
-
-    def _modifier(self, node: Node) -> Modifier:
-        values = {name: value for name, (_, value) in self.nodes.mapping(node, "modifier").items()}
-        # The type is judged first: the keys of a planned type are known to nobody here.
-        kind = self._available(
-            self._needed(node, values, "type"), "type", tuple(METHODS), PLANNED_METHODS
-        )
-        scheme = self._available(
-            self._needed(node, values, "scheme"), "scheme", SCHEMES, _PLANNED_SCHEMES
-        )
-        self.nodes.fields(node, f"the {kind} modifier", ("type", "scheme", "targets", "ignore"))
-        patterns = {
-            name: self._patterns(values[name], name)
-            for name in ("targets", "ignore")
-            if name in values
-        }
-        return Modifier(type=kind, scheme=scheme, **patterns)
-
-    def _patterns(self, node: Node, what: str) -> tuple[str, ...]:
-        patterns = []
-        for item in self.nodes.sequence(node, what):
-            patterns.append(self.nodes.text(item, f"an item of {what}"))
-            if problem := pattern_error(patterns[-1]):
-                self.nodes.fail(item, problem)
-        return tuple(patterns)
-
-    def _needed(self, node: Node, fields: dict[str, Node], name: str) -> Node:
-        if name not in fields:
-            self.nodes.fail(node, f"the key {name!r} is missing")
-        return fields[name]
-
-    def _available(
-        self, node: Node, what: str, available: Collection[str], planned: Collection[str]
-    ) -> str:
-        value = self.nodes.text(node, what)
-        if value in planned:
-            self.nodes.fail(node, _not_yet(f"{what}: {value}", available))
-        return self.nodes.choice(node, what, available)

@@ -83,6 +83,28 @@ class RecipeNodes:
             self.fail(node, f"{what} must be a whole number from 0 on, not {value!r}")
         return int(value)
 
+    def positive(self, node: Node, what: str) -> int:
+        """As ``integer``, from 1 on."""
+        value = self.integer(node, what)
+        if value < 1:
+            self.fail(node, f"{what} must be at least 1")
+        return value
+
+    def share(self, node: Node, what: str) -> float:
+        """A number from 0 to 1."""
+        value = self.text(node, what)
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            self.fail(node, f"{what} must be a number from 0 to 1, not {value!r}")
+        return number
+
+    def boolean(self, node: Node, what: str) -> bool:
+        """``true`` or ``false``."""
+        return self.choice(node, what, ("true", "false")) == "true"
+
     def sequence(self, node: Node, what: str) -> list[Node]:
         """The items of a list."""
         if not isinstance(node, SequenceNode):

@@ -63,14 +63,18 @@ class ShardWriter:
         try:
             save_file(self._pending, self._part(len(self._shards)), metadata={"format": "pt"})
         except SafetensorError as error:
-            # The library wraps the system's error and keeps its number in the text only.
-            number = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(number[1]) if number else 0, str(error)) from error
+            raise system_error(error) from error
         self._shards.append(list(self._pending))
         self._pending, self._pending_bytes = {}, 0
 
     def _part(self, i: int) -> Path:
         return self._folder / f"part-{i}"
+
+
+def system_error(error: SafetensorError) -> OSError:
+    """The system's error that the library wraps, whose number is in the text only."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]) if number else 0, str(error))
 
 
 def digest(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import AttentionWeights
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
 from engine.layers.embedding import Embedding
-from engine.layers.linear import DenseLinear, Int8Linear, Linear, Weight, quantize_int8
+from engine.layers.linear import DenseLinear, Int8Linear, Linear, quantize_int8
 from engine.layers.mlp import Mlp, MlpWeights, make_experts, make_mlp
 from engine.layers.native_layer import NativeLayer, by_cache
 from engine.layers.rotary import Rotary
@@ -45,7 +45,8 @@ def load(folder: Path, backend: str, progress: Progress = lambda item, items: No
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
     kind, runtime = checkpoint_format(checkpoint.config), read_runtime(folder)
     reader = WeightReader(checkpoint, backend)
-    decoder = _Loader(reader, spec, backend).decoder(runtime, progress)
+    reader.activations = runtime.activations
+    decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
     return LoadedModel(
         decoder, tuple(reader.linears), tuple(reader.reports), runtime, kind, reader.parameters
@@ -53,28 +54,38 @@ def load(folder: Path, backend: str, progress: Progress = lambda item, items: No
 
 
 @dataclass(frozen=True, slots=True)
-class _Loader:
+class DecoderLoader:
+    """Makes a decoder, or single layers and its two ends, of what a reader reads."""
+
     reader: WeightReader
     spec: ModelSpec
     backend: str
 
     def decoder(self, runtime: Runtime, progress: Progress) -> Decoder:
+        """All of it; ``progress`` is told of each layer."""
         spec, layers = self.spec, list[LayerFn]()
         for layer, names in zip(spec.layers, spec.names, strict=True):
-            layers.append(self._layer(layer, names, index=len(layers)))
+            layers.append(self.layer(layer, names, index=len(layers)))
             progress(len(layers), len(spec.layers))
+        return self.ends(runtime, tuple(layers))
+
+    def ends(self, runtime: Runtime, layers: tuple[LayerFn, ...] = ()) -> Decoder:
+        """Embedding, final norm and head around ``layers``."""
+        spec = self.spec
         lookup, head = self._lookup_and_head(runtime)
         embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self._positions())
         return Decoder(
             spec=spec,
             embed=embed,
             rotary=tuple(Rotary(rope, spec.context_length) for rope in spec.ropes),
-            layers=tuple(layers),
+            layers=layers,
             final_norm=self.reader.norm(spec.final_norm, spec.layer.hidden_size, spec.layer.norm),
             head=head,
         )
 
-    def _layer(self, layer: LayerSpec, names: LayerNames, index: int) -> LayerFn:
+    def layer(self, layer: LayerSpec, names: LayerNames, index: int) -> LayerFn:
+        """One layer, which has the place ``index`` in the KV cache."""
+
         def branch(*places: str | None) -> Branch:
             norms = (self.reader.norm(name, layer.hidden_size, layer.norm) for name in places)
             return Branch(*norms)
@@ -135,7 +146,8 @@ class _Loader:
         head_VK = table_VK
         if not spec.tied_head:
             head_VK = self.reader.floating(f"{spec.head}.weight", *shape)
-        weight: Weight = quantize_int8(head_VK) if runtime.head == "int8" else head_VK.float()
+        quantised = runtime.head == "int8"
+        weight = quantize_int8(head_VK) if quantised else head_VK.float()
         head = self.reader.head(spec.head, weight)
         if not spec.tied_head:
             return lambda ids: table_VK[ids].float(), head

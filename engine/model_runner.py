@@ -161,7 +161,7 @@ class ModelRunner:
             vocabulary_size=spec.vocabulary_size,
             parameters=self._model.parameters,
             weights=_most_bytes(body),
-            activations=_largest(body).execution.split(" x ")[1],
+            activations=_largest(body).execution.rsplit(" ", 1)[-1],
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
             kernels=self._kernels([*body, head]),

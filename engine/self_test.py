@@ -4,37 +4,65 @@ import torch
 
 from engine.errors import ModelLoadError
 from engine.kernels import reference
+from engine.kernels.cpu.grouped import PackedGroupedLinear
 from engine.kernels.cpu.linear import PackedInt8Linear
-from engine.layers.linear import DenseLinear, Int8Linear, Linear, Split
+from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Split
 
 # Out-features that are compared: the reference is slow, and a broken kernel fails everywhere.
 _COMPARED = 64
 
 
 def check_linear(linear: Linear) -> None:
-    """Raises ``ModelLoadError`` where kernel and reference differ. int8 must be bit-equal."""
+    """Raises ``ModelLoadError`` where kernel and reference differ; integer products at all."""
     if isinstance(linear, Split):
         for part in linear.parts:
             check_linear(part)
         return
+    assert isinstance(linear, _Single)
     for rows in (1, 3, 13):
-        if isinstance(linear, Int8Linear | PackedInt8Linear):
-            weight = linear.rows(torch.arange(min(_COMPARED, linear.outs)))
-            x_MK = _inputs(rows, weight.q_NK.shape[1])
-            product = reference.int8_linear(x_MK, weight.q_NK, weight.scale_N)
-            wanted = _biased(product, linear.bias_N)
-            equal = torch.equal(linear(x_MK)[:, :_COMPARED], wanted)
+        x_MK = _inputs(rows, _columns(linear))
+        wanted = _biased(_reference(linear, x_MK), linear.bias_N)
+        found = linear(x_MK)[:, :_COMPARED]
+        if linear.execution.endswith("int8"):
+            equal = torch.equal(found, wanted)
         else:
-            assert isinstance(linear, DenseLinear)
-            x_MK = _inputs(rows, linear.weight_NK.shape[1])
-            product = reference.dense_linear(x_MK, linear.weight_NK[:_COMPARED])
-            wanted = _biased(product, linear.bias_N)
-            found = linear(x_MK)[:, :_COMPARED]
             equal = torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
         if not equal:
             raise ModelLoadError(
                 f"self-test: the {linear.storage} kernel computes wrong results on this machine"
             )
+
+
+_Single = DenseLinear | Int4Linear | Int8Linear | PackedInt8Linear | PackedGroupedLinear
+
+
+def _columns(linear: _Single) -> int:
+    match linear:
+        case DenseLinear():
+            return linear.weight_NK.shape[1]
+        case Int4Linear():
+            return linear.weight.q_NK.shape[1]
+        case _:
+            return linear.columns
+
+
+def _reference(linear: _Single, x_MK: torch.Tensor) -> torch.Tensor:
+    """Of the first out-features, without bias."""
+    match linear:
+        case DenseLinear():
+            return reference.dense_linear(x_MK, linear.weight_NK[:_COMPARED])
+        case Int4Linear():
+            rows = linear.weight.rows(torch.arange(min(_COMPARED, len(linear.weight.q_NK))))
+            return reference.int4_linear(x_MK, rows)
+        case PackedGroupedLinear():
+            rows = linear.rows(torch.arange(min(_COMPARED, linear.outs)))
+            multiply = reference.int4_linear
+            if linear.activations == "float32":
+                multiply = reference.weight_only_linear
+            return multiply(x_MK, rows)
+        case _:
+            weight = linear.rows(torch.arange(min(_COMPARED, linear.outs)))
+            return reference.int8_linear(x_MK, weight.q_NK, weight.scale_N)
 
 
 def _biased(out_MN: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:

@@ -1,16 +1,24 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
 import re
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized
+from engine.formats import int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint
-from engine.formats.int_quantized import Int8Weight
-from engine.layers.linear import Linear, Weight, footprint, make_fused, make_linear
+from engine.layers.linear import (
+    Linear,
+    Split,
+    Weight,
+    WeightOnly,
+    make_fused,
+    make_linear,
+    take_rows,
+)
 from engine.layers.norm import Norm, identity, make_norm
 from engine.models.spec import Matrix, NormSpec
 from engine.types import LayerReport
@@ -22,18 +30,26 @@ _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked
 class WeightReader:
     """Makes layers of a checkpoint's tensors; ``linears`` and ``reports`` list what it made."""
 
-    def __init__(self, checkpoint: Checkpoint, backend: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, backend: str, changed: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """``changed``: weights [N, K] and vectors, by tensor name, in place of those on disk.
+
+        ``activations`` may be set to ``int8``, for packed weights that shall run so.
+        """
         self._checkpoint = checkpoint
         self._backend = backend
+        self._changed = changed or {}
         self._read: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self.activations = "float"
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
     @property
     def parameters(self) -> int:
         """Weights and biases read so far; scales do not count."""
-        names = (name for name in self._read if not name.endswith(".weight_scale"))
-        return sum(torch.Size(self._checkpoint.info(name).shape).numel() for name in names)
+        return sum(self._counts.values())
 
     def matrix(self, matrix: Matrix, sizes: tuple[int, ...], columns: int) -> Linear:
         """One layer of ``matrix``, whose parts have ``sizes`` out-features, in this order.
@@ -46,20 +62,23 @@ class WeightReader:
         bias_N = None
         if matrix.bias:
             bias_N = torch.cat([self.vector(f"{name}.bias", rows) for name, rows in modules])
-        for (name, _), weight in zip(modules, weights, strict=True):
-            self._report(name, *footprint(weight))
         if matrix.interleaved:
             order_N = _by_part(matrix.interleaved, sizes)
-            weights = [_rows(weight, order_N) for weight in weights]
+            weights = [take_rows(weight, order_N) for weight in weights]
             bias_N = None if bias_N is None else bias_N[order_N]
-        self.linears.append(make_fused(weights, self._backend, bias_N))
-        return self.linears[-1]
+        linear = make_fused(weights, self._backend, bias_N)
+        self.linears.append(linear)
+        parts = linear.parts if isinstance(linear, Split) else (linear,) * len(modules)
+        for (name, rows), part in zip(modules, parts, strict=True):
+            share = 1.0 if isinstance(linear, Split) else rows / sum(counts)
+            self._report(name, part, share)
+        return linear
 
     def head(self, name: str, weight: Weight) -> Linear:
         """The layer that gives logits; whether it is quantised is the caller's choice."""
         linear = make_linear(weight, self._backend)
         self.linears.append(linear)
-        self._report(name, linear.storage, linear.execution, linear.nbytes)
+        self._report(name, linear)
         return linear
 
     def norm(self, name: str | None, size: int, spec: NormSpec) -> Norm:
@@ -75,6 +94,10 @@ class WeightReader:
 
     def floating(self, name: str, *shape: int) -> Tensor:
         """A tensor of this shape in its own dtype, which must be floating and all finite."""
+        changed = self._changed.get(name)
+        if changed is not None:
+            return changed
+        self._counts[name] = torch.Size(shape).numel()
         return self._checked(name, self._tensor(name, *shape))
 
     def check_all_read(self, unused: str) -> None:
@@ -90,13 +113,38 @@ class WeightReader:
         def in_order(*shape: int) -> tuple[int, ...]:
             return shape[::-1] if matrix.transposed else shape
 
+        if (changed := self._changed.get(f"{name}.weight")) is not None:
+            return changed
+        self._counts[name] = rows * columns
+        if f"{name}.weight_packed" in self._checkpoint.tensors:
+            return self._packed(name, rows, columns)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
         if weight.dtype == torch.int8:
-            scale = self.floating(f"{name}.weight_scale", *in_order(rows, 1))
+            scale = self._checked(
+                f"{name}.weight_scale", self._tensor(f"{name}.weight_scale", *in_order(rows, 1))
+            )
             tensors = {"weight": weight, "weight_scale": scale}
             return int_quantized.unpack(tensors, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
         return weight.t() if matrix.transposed else weight
+
+    def _packed(self, name: str, rows: int, columns: int) -> Weight:
+        """A pack-quantized weight; activations stay float unless they are to be int8."""
+        suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+        names = {one: f"{name}.{one}" for one in suffixes}
+        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
+        self._read.update(found.values())
+        tensors = {one: self._checkpoint.tensor(full) for one, full in found.items()}
+        try:
+            if tensors["weight_shape"].tolist() != [rows, columns]:
+                raise ValueError(f"weight_shape is not {[rows, columns]}")
+            weight = pack_quantized.unpack(tensors)
+            self._checked(f"{name}.weight_scale", tensors["weight_scale"])
+        except (KeyError, ValueError) as error:
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
+        if self.activations == "int8":
+            return weight
+        return WeightOnly(weight)
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         self._read.add(name)
@@ -111,10 +159,14 @@ class WeightReader:
             raise ModelLoadError(f"{self._checkpoint.folder}: {name} has NaN or infinite values")
         return tensor
 
-    def _report(self, name: str, storage: str, execution: str, nbytes: int) -> None:
-        self.reports.append(
-            LayerReport(name=name, storage=storage, execution=execution, bytes=nbytes)
+    def _report(self, name: str, linear: Linear, share: float = 1.0) -> None:
+        report = LayerReport(
+            name=name,
+            storage=linear.storage,
+            execution=linear.execution,
+            bytes=round(linear.nbytes * share),
         )
+        self.reports.append(report)
 
 
 def _by_part(heads: int, sizes: tuple[int, ...]) -> Tensor:
@@ -123,9 +175,3 @@ def _by_part(heads: int, sizes: tuple[int, ...]) -> Tensor:
     ends = list(accumulate(size // heads for size in sizes))
     parts = [rows[:, end - size // heads : end] for end, size in zip(ends, sizes, strict=True)]
     return torch.cat([part.flatten() for part in parts])
-
-
-def _rows(weight: Weight, order_N: Tensor) -> Weight:
-    if isinstance(weight, Int8Weight):
-        return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
-    return weight[order_N]

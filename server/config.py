@@ -1,6 +1,7 @@
 """The server's configuration: flags > environment (VENTURI_*) > file > defaults."""
 
 import difflib
+import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,29 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 <
 
 class ConfigError(Exception):
     """One line that names the setting and the remedy."""
+
+
+def made_by(folder: Path) -> str | None:
+    """Name of the recipe that made a compressed folder, None for an original.
+
+    Folders of other programs have the name of their quantisation.
+    """
+    found = _object(folder / "venturi.json").get("recipe")
+    if isinstance(found, dict) and found.get("name"):
+        return str(found["name"])
+    quantization = _object(folder / "config.json").get("quantization_config")
+    if isinstance(quantization, dict):
+        return str(quantization.get("quant_method", "quantized"))
+    return None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    # Whether a file is sound is judged by those who load it.
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def parse_size(value: Any) -> Any:
@@ -84,8 +108,21 @@ class ServerConfig(BaseSettings):
 
     @property
     def variant(self) -> str:
-        """Name of what the recipe makes of it."""
+        """Name of what the recipe makes of it, or of the recipe that made the folder."""
+        own = made_by(self.model)
+        if own is not None and self.serves_as_it_is:
+            return own
         return "original" if self.recipe == NO_RECIPE else Path(self.recipe).stem
+
+    @property
+    def serves_as_it_is(self) -> bool:
+        """Whether the folder is served without compressing: asked for, or done already.
+
+        Another recipe than the folder's own, asked for by name, is left to ``compress`` to refuse.
+        """
+        own = made_by(self.model)
+        wanted = "recipe" in self.model_fields_set and self.recipe != own
+        return self.recipe == NO_RECIPE or (own is not None and not wanted)
 
     @property
     def serves_reflection(self) -> bool:

@@ -14,7 +14,7 @@ from engine.client.tokenizer import Tokenizer
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 from engine.messages import Loading
 from server.compressor import compress
-from server.config import NO_RECIPE, ServerConfig
+from server.config import ServerConfig
 from server.provenance import Provenance
 from server.serving import Progress, Serving
 from server.telemetry import Telemetry
@@ -75,7 +75,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
 async def _artefact(
     config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
-    if config.recipe == NO_RECIPE:
+    if config.serves_as_it_is:
         return config.model
     # What compressing would carry along broken is looked at before the work.
     if config.model.is_dir():

@@ -1,31 +1,38 @@
 """The registry of compression methods. Importing it imports no torch.
 
-To add a method: its file, its line in ``METHODS``, its row in the tests.
+To add a method: its file, its line in ``METHODS``, its row in the tests
+(docs/add-a-method.md).
 """
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import Literal
 
-if TYPE_CHECKING:
-    from compress.methods.base import Method
-
-PLANNED_METHODS = ("gptq", "awq", "smoothquant", "sparsegpt", "wanda", "magnitude", "distill")
+Kind = Literal["scaling", "pruner", "quantiser"]
 
 
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
-    """Where a method is, and the version of its arithmetic: raised whenever bits change."""
+    """What a method is, and the version of its arithmetic: raised whenever bits change.
 
-    module: str
-    class_name: str
+    ``calibrated``: it needs the layers' inputs.
+    """
+
+    kinds: frozenset[Kind]
     version: int
+    calibrated: bool = True
 
 
-METHODS = {"rtn": MethodEntry("compress.methods.rtn", "Rtn", version=1)}
+def _entry(*kinds: Kind, version: int = 1, calibrated: bool = True) -> MethodEntry:
+    return MethodEntry(frozenset(kinds), version, calibrated)
 
 
-def load_method(name: str) -> "Method":
-    """An instance of the method ``name``, which must be a key of ``METHODS``."""
-    entry = METHODS[name]
-    return cast("Method", getattr(import_module(entry.module), entry.class_name)())
+METHODS = {
+    "rtn": _entry("quantiser", calibrated=False),
+    "gptq": _entry("quantiser"),
+    "awq": _entry("scaling", "quantiser"),
+    "smoothquant": _entry("scaling"),
+    "magnitude": _entry("pruner"),
+    "wanda": _entry("pruner"),
+    "sparsegpt": _entry("pruner"),
+}
+PLANNED_METHODS = ("distill",)

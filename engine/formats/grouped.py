@@ -10,20 +10,22 @@ class GroupedWeight:
     """The weight is ``(q - zero) * scale``; ``G`` counts groups of ``group`` columns.
 
     Attributes:
-        q_NK: int8; of 4 bits in [-8, 7], or in [0, 15] where there are zero points.
+        q_NK: int8; of 4 bits in [-8, 7].
         scale_NG: floating point. The last group may be shorter than ``group``.
-        zero_NG: int8 in [0, 15], or None where all are 0.
-        group: columns of a group.
+        zero_NG: int8 in the range of q, or None where all are 0.
+        group: columns of a group; 0 for as many as make G equal groups.
         bits: 4 or 8; with 8 there are no zero points.
     """
 
     q_NK: Tensor
     scale_NG: Tensor
-    zero_NG: Tensor | None
-    group: int
-    bits: int
+    zero_NG: Tensor | None = None
+    group: int = 0
+    bits: int = 4
 
     def __post_init__(self) -> None:
+        if self.group == 0:
+            object.__setattr__(self, "group", self.q_NK.shape[1] // self.scale_NG.shape[1])
         N, K = self.q_NK.shape
         groups = (N, -(-K // self.group))
         assert self.scale_NG.shape == groups

@@ -6,11 +6,14 @@ Source: compressed-tensors' configuration, versions 0.10 to 0.20.
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized
+from engine.formats import int_quantized, pack_quantized
 
-_SERVED_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
-_SERVED_ACTIVATIONS = {"num_bits": 8, "type": "int", "strategy": "token"}
-_SERVED_ACTIVATIONS |= {"dynamic": True, "symmetric": True}
+_INT8_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+_INT8_ACTIVATIONS = {"num_bits": 8, "type": "int", "strategy": "token"}
+_INT8_ACTIVATIONS |= {"dynamic": True, "symmetric": True}
+_PACKED_WEIGHTS = {"num_bits": 4, "type": "int"}
+MIXED = "mixed-precision"
+_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, MIXED)
 
 
 def checkpoint_format(config: dict[str, Any]) -> str:
@@ -27,9 +30,9 @@ def checkpoint_format(config: dict[str, Any]) -> str:
     if method != "compressed-tensors":
         raise ModelLoadError(f"quant_method {method!r} is not served; compressed-tensors is")
     kind = quantization.get("format")
-    if kind != int_quantized.FORMAT:
+    if kind not in _SERVED:
         raise ModelLoadError(
-            f"compressed-tensors format {kind!r} is not served; {int_quantized.FORMAT} is"
+            f"compressed-tensors format {kind!r} is not served; served: {', '.join(_SERVED)}"
         )
     if quantization.get("kv_cache_scheme"):
         raise ModelLoadError("a checkpoint with a kv_cache_scheme (static scales) is not served")
@@ -41,9 +44,27 @@ def checkpoint_format(config: dict[str, Any]) -> str:
     for name, group in groups.items():
         if group.get("output_activations"):
             raise ModelLoadError(f"quantization_config {name} quantises outputs: not served")
-        _check(name, "weights", group.get("weights"), _SERVED_WEIGHTS)
-        _check(name, "input_activations", group.get("input_activations"), _SERVED_ACTIVATIONS)
+        _check_group(name, group, group.get("format") or kind)
     return f"compressed-tensors/{kind}"
+
+
+def _check_group(name: str, group: dict[str, Any], kind: str) -> None:
+    weights = group.get("weights")
+    if kind == int_quantized.FORMAT:
+        _check(name, "weights", weights, _INT8_WEIGHTS)
+        _check(name, "input_activations", group.get("input_activations"), _INT8_ACTIVATIONS)
+        return
+    if kind != pack_quantized.FORMAT:
+        raise ModelLoadError(f"quantization_config {name}.format {kind!r} is not served")
+    if group.get("input_activations"):
+        raise ModelLoadError(f"quantization_config {name}: packed weights with activations")
+    if isinstance(weights, dict) and weights.get("actorder") == "group":
+        raise ModelLoadError(
+            f"quantization_config {name}: actorder 'group' (weight_g_idx) is not served; "
+            "'static' is"
+        )
+    bits = weights.get("num_bits") if isinstance(weights, dict) else None
+    _check(name, "weights", weights, _INT8_WEIGHTS if bits == 8 else _PACKED_WEIGHTS)
 
 
 def _check(group: str, part: str, found: Any, served: dict[str, Any]) -> None:

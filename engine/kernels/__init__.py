@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 TABLE = {
     ("int8_linear", "reference"): "engine.kernels.reference",
     ("int8_linear", "torch"): "engine.kernels.torch_native",
+    ("int4_linear", "reference"): "engine.kernels.reference",
+    ("int4_linear", "torch"): "engine.kernels.torch_native",
     ("dense_linear", "reference"): "engine.kernels.reference",
     ("dense_linear", "torch"): "engine.kernels.torch_native",
     ("rms_norm", "reference"): "engine.kernels.reference",
@@ -28,6 +30,7 @@ TABLE = {
     ("activation", "torch"): "engine.kernels.torch_native",
     ("activation", "cpu"): "engine.kernels.cpu.norm",
     ("int8_linear", "cpu"): "engine.kernels.cpu.linear",
+    ("int4_linear", "cpu"): "engine.kernels.torch_native",  # of groups that ours do not take
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
     ("rms_norm", "cpu"): "engine.kernels.cpu.norm",
     ("layer_norm", "cpu"): "engine.kernels.cpu.norm",

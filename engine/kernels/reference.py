@@ -25,23 +25,41 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
 
 
 def int4_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
-    """W4A8: float32 [M, N]; group by group acc = fma(float(sum), scale, acc), then * row scale.
+    """W4A8: float32 [M, N].
 
-    The fma is a float64 sum rounded to float32, which differs from it in rare ties.
+    Each group's sum of activation * (q - zero) is exact; the sums are added as
+    acc = fma(float(sum), scale, acc), group 0 first, and then multiplied by the row's scale.
     """
     q_MK, scale_M = quantize_activations(x_MK)
     integers_NK, acc_MN = weight.integers().long(), torch.zeros(len(x_MK), len(weight.q_NK))
     for group, begin in enumerate(range(0, x_MK.shape[1], weight.group)):
         part = slice(begin, begin + weight.group)
-        sums_MN = (q_MK[:, part].long() @ integers_NK[:, part].t()).double()
-        scale_N = weight.scale_NG[:, group].float().double()
-        acc_MN = (sums_MN * scale_N + acc_MN.double()).float()
+        sums_MN = q_MK[:, part].long() @ integers_NK[:, part].t()
+        acc_MN = fma(sums_MN.float(), weight.scale_NG[:, group], acc_MN)
     return acc_MN * scale_M[:, None]
 
 
 def weight_only_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
     """W8A16, W4A16: float32 [M, N], float activations and dequantised weights."""
     return (x_MK.double() @ weight.dequantize().double().t()).float()
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """float32 a * b + c, rounded once.
+
+    The product is exact in float64. Its sum with ``c`` is rounded to odd there, so that the
+    second rounding, to float32, is right (Boldo and Melquiond, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd", 2008).
+    """
+    product, c64 = a.double() * b.double(), c.double()
+    total = product + c64
+    rest = total - product
+    error = (product - (total - rest)) + (c64 - rest)
+    bits = total.view(torch.int64)
+    towards_zero = (error > 0) != (total > 0)
+    moved = torch.where(towards_zero, bits - 1, bits + 1)
+    odd = torch.where((error != 0) & (bits % 2 == 0), moved, bits)
+    return odd.view(torch.float64).float()
 
 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:

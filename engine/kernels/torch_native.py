@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.kernels.reference import quantize_activations
+from engine.formats.grouped import GroupedWeight
+from engine.kernels.reference import fma, quantize_activations
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,21 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     q_MK, scale_M = quantize_activations(x_MK)
     sums_MN = torch._int_mm(q_MK, q_NK.t()) if int_mm_is_exact() else _product(q_MK, q_NK)
     return sums_MN.float().mul_(scale_M[:, None] * scale_N)
+
+
+def int4_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
+    """See ``reference.int4_linear``: one product for each group, so that it is slow."""
+    q_MK, scale_M = quantize_activations(x_MK)
+    multiply = torch._int_mm if int_mm_is_exact() else lambda q, w: _product(q, w.t())
+    acc_MN = torch.zeros(len(q_MK), len(weight.q_NK))
+    for group, begin in enumerate(range(0, x_MK.shape[1], weight.group)):
+        part = slice(begin, begin + weight.group)
+        q_MS = q_MK[:, part].contiguous()
+        sums_MN = multiply(q_MS, weight.q_NK[:, part].contiguous().t()).float()
+        if weight.zero_NG is not None:
+            sums_MN -= q_MS.sum(1, dtype=torch.float32)[:, None] * weight.zero_NG[:, group]
+        acc_MN = fma(sums_MN, weight.scale_NG[:, group], acc_MN)
+    return acc_MN.mul_(scale_M[:, None])
 
 
 @functools.cache

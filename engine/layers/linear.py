@@ -4,19 +4,34 @@ Shape letters: M rows, K in-features, N out-features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
+from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.torch_native import int8_product
 
-# A weight as it lies in the checkpoint: floating point [N, K], or quantised.
-Weight = Tensor | Int8Weight
+
+@dataclass(frozen=True, slots=True)
+class WeightOnly:
+    """A quantised weight that is executed with float activations."""
+
+    weight: GroupedWeight | Int8Weight
+
+    @property
+    def bits(self) -> int:
+        """Of the stored integers."""
+        return 8 if isinstance(self.weight, Int8Weight) else self.weight.bits
+
+
+# A weight as it will be executed: floating point [N, K], or quantised.
+Weight = Tensor | Int8Weight | GroupedWeight | WeightOnly
 
 
 class Linear(Protocol):
@@ -93,6 +108,11 @@ class Int8Linear:
         """N."""
         return len(self.scale_N)
 
+    @property
+    def columns(self) -> int:
+        """K."""
+        return self.q_NK.shape[1]
+
     def rows(self, ids_T: Tensor) -> Int8Weight:
         """Rows of the weight, by out-feature."""
         return Int8Weight(self.q_NK[ids_T], self.scale_N[ids_T])
@@ -105,6 +125,37 @@ class Int8Linear:
     def __call__(self, x_MK: Tensor) -> Tensor:
         """See ``Linear``."""
         out_MN = self.kernel(x_MK, self.q_NK, self.scale_N)
+        return out_MN if self.bias_N is None else out_MN.add_(self.bias_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Linear:
+    """4-bit weights in groups, a byte for each; activations become int8 per row.
+
+    The bias is float32 and added to the scaled sums.
+    """
+
+    weight: GroupedWeight
+    kernel: Callable[[Tensor, GroupedWeight], Tensor]
+    bias_N: Tensor | None = None
+    storage: str = "int4"
+    execution: str = "int4 x int8"
+
+    @property
+    def product(self) -> str:
+        """See ``Linear``."""
+        return int8_product()
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        weight = self.weight
+        scales = weight.scale_NG.nbytes + _nbytes(weight.zero_NG)
+        return weight.q_NK.nbytes + scales + _nbytes(self.bias_N)
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
+        out_MN = self.kernel(x_MK, self.weight)
         return out_MN if self.bias_N is None else out_MN.add_(self.bias_N)
 
 
@@ -128,7 +179,14 @@ class Split:
 
 
 def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> Linear:
-    """The layer that executes ``weight`` as its storage says; the bias is float32."""
+    """The layer that executes ``weight`` as its type says; the bias is float32."""
+    if isinstance(weight, WeightOnly):
+        return _weight_only(weight, backend, bias_N)
+    if isinstance(weight, GroupedWeight):
+        if backend == "cpu" and takes(weight, "int8"):
+            return PackedGroupedLinear.pack(weight, "int8", bias_N)
+        run = kernel("int4_linear", backend)
+        return Int4Linear(replace(weight, scale_NG=weight.scale_NG.float()), run, bias_N)
     if isinstance(weight, Int8Weight) and backend == "cpu":
         return PackedInt8Linear.pack(weight, bias_N)
     if isinstance(weight, Int8Weight):
@@ -137,16 +195,19 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
     return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
 
 
+def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Linear:
+    stored = weight.weight
+    grouped = per_channel(stored) if isinstance(stored, Int8Weight) else stored
+    if backend == "cpu" and takes(grouped, "float32"):
+        return PackedGroupedLinear.pack(grouped, "float32", bias_N)
+    run, storage = kernel("dense_linear", backend), f"int{weight.bits} unpacked to float32"
+    return DenseLinear(stored.dequantize(), run, bias_N, storage)
+
+
 def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = None) -> Linear:
     """One layer for several with the same input; their outputs, and biases, follow each other."""
-    if all(isinstance(weight, Int8Weight) for weight in weights):
-        quantised = [weight for weight in weights if isinstance(weight, Int8Weight)]
-        q_NK = torch.cat([weight.q_NK for weight in quantised])
-        scale_N = torch.cat([weight.scale_N.float() for weight in quantised])
-        return make_linear(Int8Weight(q_NK, scale_N), backend, bias_N)
-    if not any(isinstance(weight, Int8Weight) for weight in weights):
-        dense = [weight.float() for weight in weights if isinstance(weight, Tensor)]
-        return make_linear(torch.cat(dense), backend, bias_N)
+    if len({_kind(weight) for weight in weights}) == 1:
+        return make_linear(_joined(weights), backend, bias_N)
     biases: Sequence[Tensor | None] = [None] * len(weights)
     if bias_N is not None:
         biases = bias_N.split([out_features(weight) for weight in weights])
@@ -154,16 +215,56 @@ def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = 
     return Split(tuple(make_linear(weight, backend, bias) for weight, bias in parts))
 
 
-def footprint(weight: Weight) -> tuple[str, str, int]:
-    """Storage, execution and bytes of a weight's layer, known without making it."""
-    if isinstance(weight, Int8Weight):
-        return "int8", "int8 x int8", weight.q_NK.nbytes + 4 * len(weight.scale_N)
-    return "float32", "float32 x float32", 4 * weight.numel()
-
-
 def out_features(weight: Weight) -> int:
     """N of a weight [N, K]."""
-    return (weight.q_NK if isinstance(weight, Int8Weight) else weight).shape[0]
+    stored = weight.weight if isinstance(weight, WeightOnly) else weight
+    return (stored if isinstance(stored, Tensor) else stored.q_NK).shape[0]
+
+
+def take_rows(weight: Weight, order_N: Tensor) -> Weight:
+    """The out-features ``order_N`` of a weight."""
+    match weight:
+        case Int8Weight():
+            return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
+        case GroupedWeight():
+            return weight.rows(order_N)
+        case WeightOnly():
+            rows = take_rows(weight.weight, order_N)
+            assert isinstance(rows, Int8Weight | GroupedWeight)
+            return WeightOnly(rows)
+        case _:
+            return weight[order_N]
+
+
+def _kind(weight: Weight) -> tuple[object, ...]:
+    """Weights of one kind can be one layer."""
+    if isinstance(weight, WeightOnly):
+        return (WeightOnly, *_kind(weight.weight))
+    if isinstance(weight, GroupedWeight):
+        return (GroupedWeight, weight.group, weight.bits, weight.zero_NG is None)
+    return (type(weight),)
+
+
+def _joined(weights: Sequence[Weight]) -> Weight:
+    """One of several of a kind."""
+    if len(weights) == 1:
+        return weights[0]
+    if only := [weight.weight for weight in weights if isinstance(weight, WeightOnly)]:
+        joined = _joined(only)
+        assert isinstance(joined, Int8Weight | GroupedWeight)
+        return WeightOnly(joined)
+    if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
+        scales = [weight.scale_N.float() for weight in int8]
+        return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
+    if grouped := [weight for weight in weights if isinstance(weight, GroupedWeight)]:
+        zeros = [weight.zero_NG for weight in grouped if weight.zero_NG is not None]
+        return replace(
+            grouped[0],
+            q_NK=torch.cat([weight.q_NK for weight in grouped]),
+            scale_NG=torch.cat([weight.scale_NG.float() for weight in grouped]),
+            zero_NG=torch.cat(zeros) if zeros else None,
+        )
+    return torch.cat([weight.float() for weight in weights if isinstance(weight, Tensor)])
 
 
 def quantize_int8(weight_NK: Tensor) -> Int8Weight:
@@ -177,5 +278,5 @@ def quantize_int8(weight_NK: Tensor) -> Int8Weight:
     return Int8Weight(q_NK.to(torch.int8), scale_N)
 
 
-def _nbytes(bias_N: Tensor | None) -> int:
-    return 0 if bias_N is None else bias_N.nbytes
+def _nbytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.nbytes

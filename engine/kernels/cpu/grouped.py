@@ -87,13 +87,10 @@ class PackedGroupedLinear:
     ) -> "PackedGroupedLinear":
         """Packs a copy; ``weight`` may go. ``found`` None takes the best kernels.
 
-        Raises ``ValueError`` for groups that are no multiple of 32, and those that are larger
-        than 128 or have 8 bits where activations are int8.
+        Raises ``ValueError`` for a weight that it does not take.
         """
-        if weight.group % _GROUP_UNIT:
-            raise ValueError(f"groups of {weight.group} columns are no multiple of {_GROUP_UNIT}")
-        if activations == "int8" and (weight.bits != 4 or weight.group > 128):
-            raise ValueError("int8 activations need 4 bits and groups of 128 columns at most")
+        if not takes(weight, activations):
+            raise ValueError(f"no kernel for {weight.bits} bits in groups of {weight.group}")
         outs, columns = weight.q_NK.shape
         scale_type = _scale_type(weight.scale_NG)
         records = _pack_records(weight, scale_type)
@@ -160,18 +157,23 @@ class PackedGroupedLinear:
         begin = PANEL * scale_type.itemsize
         each = torch.arange(T)
         scale_TG = records[..., :begin].contiguous().view(scale_type)[each, :, lane]
-        zero_TG = None
+        zero_TG, middle = None, 1 << int(w.bits) - 1
         if w.has_zeros:
             zeros = records[..., begin : begin + 2 * PANEL].contiguous().view(torch.int16)
-            zero_TG, begin = zeros[each, :, lane].to(torch.int8), begin + 2 * PANEL
+            zero_TG, begin = (zeros[each, :, lane] - middle).to(torch.int8), begin + 2 * PANEL
         bytes_TG = records[..., begin:].unflatten(2, (-1, 2, 16, 4))
         u = bytes_TG[each, :, :, lane // 16, lane % 16]  # [T, G, 128 bytes' columns, 4]
         if w.bits == 4:
             u = torch.stack((u & 15, u >> 4), dim=3)
         u_TK = u.reshape(T, -1)[:, : self.columns]
-        middle = 0 if w.has_zeros else 1 << int(w.bits) - 1
         q_TK = (u_TK.to(torch.int16) - middle).to(torch.int8)
         return GroupedWeight(q_TK, scale_TG, zero_TG, int(w.group), int(w.bits))
+
+
+def takes(weight: GroupedWeight, activations: Literal["int8", "float32"]) -> bool:
+    """Groups must be multiples of 32; for int8 activations of 4 bits, and 128 at most."""
+    fits = weight.group % _GROUP_UNIT == 0
+    return fits and (activations == "float32" or (weight.bits == 4 and weight.group <= 128))
 
 
 def per_channel(weight: Int8Weight) -> GroupedWeight:
@@ -190,13 +192,13 @@ def _scale_type(scale_NG: Tensor) -> torch.dtype:
 def _pack_records(weight: GroupedWeight, scale_type: torch.dtype) -> Tensor:
     N, K = weight.q_NK.shape
     panels, groups = -(-N // PANEL), weight.scale_NG.shape[1]
-    middle = 0 if weight.zero_NG is not None else 1 << weight.bits - 1
+    middle = 1 << weight.bits - 1
     u_NK = torch.zeros(panels * PANEL, groups * weight.group, dtype=torch.uint8)
     # The addition wraps around, as it has to for 8 bits.
     u_NK[:N, :K] = weight.q_NK.view(torch.uint8) + middle
     parts = [_by_panel(weight.scale_NG.to(scale_type), panels)]
     if weight.zero_NG is not None:
-        parts.append(_by_panel(weight.zero_NG.to(torch.int16), panels))
+        parts.append(_by_panel(weight.zero_NG.to(torch.int16) + middle, panels))
     # [P, half, lane, G, quads of columns]
     quads = u_NK.view(torch.int32).view(panels, 2, 16, groups, -1)
     if weight.bits == 4:

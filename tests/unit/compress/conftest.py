@@ -40,6 +40,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         change(tensors)
         _save(folder, tensors, shards)
         config = {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+        config |= {"model_type": "llama"}
         config |= {"num_hidden_layers": layers, "tie_word_embeddings": tied, "bos_token_id": 0}
         config |= {"hidden_size": hidden, "vocab_size": vocab, "intermediate_size": mlp}
         config |= {"num_attention_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}

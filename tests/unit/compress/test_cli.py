@@ -61,7 +61,7 @@ def test_plain_output_ends_in_the_path(make_model: MakeModel, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["{tmp}/nowhere"], "is not a folder"),
-        (["{model}", "--recipe", "w4a16"], "w4a16 is not available yet"),
+        (["{model}", "--recipe", "fp8"], "fp8 is not available yet"),
         (["{model}", "--recipe", "{tmp}/bad.yaml"], "bad.yaml:2: the recipe has no key 'sed'"),
         (["{model}", "--cache-dir", "{tmp}/bad.yaml"], "--cache-dir"),
         (["{model}", "--out", "{tmp}"], "--out"),

@@ -13,6 +13,7 @@ import compress
 from compress import artefact
 from compress.errors import CompressError
 from compress.methods.rtn import Rtn
+from compress.methods.scheme import Scheme
 from compress.recipe import load
 from compress.sources import MANIFEST_NAME
 from engine.formats import runtime
@@ -42,7 +43,7 @@ def check_tensors(original: Path, out: Path) -> None:
         if module not in compressed:
             assert torch.equal(after.tensor(name), before.tensor(name))
             continue
-        expected = Rtn().apply(before.tensor(name)).weight
+        expected = Rtn(Scheme()).quantise(before.tensor(name)).weight
         assert torch.equal(after.tensor(name), expected.q_NK)
         assert torch.equal(after.tensor(f"{module}.weight_scale")[:, 0], expected.scale_N)
 
@@ -53,8 +54,8 @@ def test_the_embedded_model(mini: Path, tmp_path: Path) -> None:
     check_tensors(mini, out)
     found = manifest(out)
     assert found["key"] == result.key
-    assert found["runtime"] == {"head": "int8", "kv_dtype": "int8"}
-    assert runtime.read_runtime(out) == runtime.Runtime(head="int8", kv_dtype="int8")
+    assert found["runtime"] == {"head": "int8", "kv_dtype": "int8", "activations": "int8"}
+    assert runtime.read_runtime(out) == runtime.Runtime(head="int8", activations="int8")
     assert len(found["layers"]) == 43
     row = next(row for row in found["layers"] if row["name"] == Q_PROJ)
     assert row["storage"] == "int-quantized 8 bit per channel"
@@ -85,7 +86,7 @@ def test_transformers_loads_it_bit_equal(mini: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         model(torch.tensor([[0, 5, 6]]))
-    expected = Rtn().apply(Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")).weight
+    expected = Rtn(Scheme()).quantise(Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")).weight
     weight = model.get_submodule(Q_PROJ).weight
     assert torch.equal(weight, expected.q_NK.to(weight.dtype) * expected.scale_N[:, None])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import CompressError
-from compress.recipe import Gate, KvCache, Modifier, Recipe, load, presets, resolve
+from compress.recipe import Calibration, Gate, KvCache, Modifier, Recipe, load, presets, resolve
 
 GOOD = """\
 version: 1
@@ -18,6 +18,7 @@ modifiers:
 kv_cache: {dtype: fp32}
 gate: {mode: off}
 """
+CAL = "version: 1\ncalibration: {}\nmodifiers: [{{type: gptq, scheme: w4a8}}]\n"
 RTN = "modifiers: [{type: rtn, scheme: w8a8}]\n"
 
 
@@ -34,7 +35,13 @@ def test_reads_every_field(tmp_path: Path) -> None:
         seed=7,
         head="keep",
         modifiers=(
-            Modifier(type="rtn", scheme="w8a8", targets=("*.q_proj", "re:.*mlp.*"), ignore=()),
+            Modifier(
+                type="rtn",
+                scheme="w8a8",
+                scale="absmax",
+                targets=("*.q_proj", "re:.*mlp.*"),
+                ignore=(),
+            ),
         ),
         kv_cache=KvCache(dtype="fp32"),
         gate=Gate(),
@@ -42,10 +49,13 @@ def test_reads_every_field(tmp_path: Path) -> None:
 
 
 def test_presets_are_the_files_of_a_folder() -> None:
-    assert presets() == ["w8a8"]
+    assert presets() == [
+        "sparse24-w8a8", "sparse50-w4a8", "sparse50-w8a8", "w4a16", "w4a16-awq", "w4a16-gptq",
+        "w4a16-rtn", "w4a8", "w8a16", "w8a8",
+    ]  # fmt: skip
     recipe = resolve("w8a8")
     assert (recipe.name, recipe.head, recipe.kv_cache.dtype) == ("w8a8", "int8", "int8")
-    assert recipe.modifiers == (Modifier(type="rtn", scheme="w8a8"),)
+    assert recipe.modifiers == (Modifier(type="rtn", scheme="w8a8", scale="absmax"),)
 
 
 def test_defaults_are_the_presets(tmp_path: Path) -> None:
@@ -87,16 +97,24 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
         ("version: 1\nmodifiers: [rtn]\n", 2, "must be a mapping"),
         ("version: 1\nmodifiers:\n- {scheme: w8a8}\n", 3, "the key 'type' is missing"),
         ("version: 1\nmodifiers:\n- {type: rtn}\n", 3, "the key 'scheme' is missing"),
+        (CAL.format("{samples: 8}"), 2, "the key 'source' is missing"),
+        (CAL.format("{source: file}"), 2, "the key 'path' is missing"),
+        (CAL.format("{source: generate, path: a}"), 2, "remove path"),
+        (CAL.format("{source: generate, samples: 0}"), 2, "must be at least 1"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, group_size: 0}]\n", 2, "at least 1"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: w8a8, group_size: 8}]\n", 2, "one symmetric"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, symmetric: 1}]\n", 2, "false, true"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, scale: max}]\n", 2, "'absmax'?"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: w8a8, alpha: 1}]\n", 2, "has no key 'alpha'"),
+        ("version: 1\nmodifiers: [{type: smoothquant, alpha: 2}]\n", 2, "from 0 to 1"),
+        ("version: 1\nmodifiers: [{type: wanda}]\n", 2, "the key 'sparsity' is missing"),
+        ("version: 1\nmodifiers: [{type: wanda, sparsity: half}]\n", 2, "from 0 to 1"),
+        ("version: 1\nmodifiers: [{type: distill}]\n", 2, "distill is not available yet"),
         ("version: 1\nmodifiers: [{type: rtm, scheme: w8a8}]\n", 2, "did you mean 'rtn'?"),
         (
-            "version: 1\nmodifiers: [{type: gptq, scheme: w4a8, group_size: 32}]\n",
+            "version: 1\nmodifiers: [{type: rtn, scheme: fp8}]\n",
             2,
-            "gptq is not available yet; available: rtn",
-        ),
-        (
-            "version: 1\nmodifiers: [{type: rtn, scheme: w4a16}]\n",
-            2,
-            "w4a16 is not available yet; available: w8a8",
+            "fp8 is not available yet; available: w8a8, w8a16, w4a16, w4a8",
         ),
         (
             "version: 1\nmodifiers:\n- type: rtn\n  scheme: w8a8\n  tragets: [a]\n",
@@ -130,11 +148,34 @@ def test_errors_name_the_file_and_the_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant", "sparsegpt", "wanda"])
-def test_planned_methods_are_refused_by_name(tmp_path: Path, method: str) -> None:
-    path = write(tmp_path, f"version: 1\nmodifiers: [{{type: {method}, alpha: 1}}]\n")
-    with pytest.raises(CompressError, match=f"{method} is not available yet; available: rtn"):
-        load(path)
+def test_options_of_each_type(tmp_path: Path) -> None:
+    text = """\
+version: 1
+calibration: {source: file, path: [a.txt, sub/b.jsonl], samples: 4, length: 32}
+modifiers:
+  - {type: smoothquant}
+  - {type: sparsegpt, sparsity: [0.5, 0.25], structure: unstructured}
+  - {type: gptq, scheme: w4a8, group_size: 16, actorder: none, scale: mse, symmetric: false}
+"""
+    recipe = load(write(tmp_path, text))
+    folder = str(tmp_path)
+    assert recipe.calibration == Calibration(
+        source="file", paths=(f"{folder}/a.txt", f"{folder}/sub/b.jsonl"), samples=4, length=32
+    )
+    assert recipe.modifiers[0].alpha == 0.5
+    assert recipe.modifiers[1].sparsity == (0.5, 0.25)
+    gptq = recipe.modifiers[2]
+    assert (gptq.group_size, gptq.actorder, gptq.symmetric) == (16, "none", False)
+    assert (recipe.head, recipe.activations) == ("int8", "int8")
+    assert folder not in recipe.canonical_json()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_never_run_a_cheaper_arithmetic_than_their_name_says(name: str) -> None:
+    recipe = resolve(name)
+    floats = "a16" in name
+    assert recipe.activations == ("float" if floats else "int8")
+    assert recipe.head == ("keep" if floats else "int8")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00x", b"a: \x01", b"[" * 5000])
@@ -149,8 +190,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes) -> None:
     ("spec", "message"),
     [
         ("w8a9", "did you mean 'w8a8'?"),
-        ("w4a16", "w4a16 is not available yet; available: w8a8"),
-        ("sparse24-w8a8", "sparse24-w8a8 is not available yet"),
+        ("fp8", "fp8 is not available yet; available: sparse24-w8a8"),
         ("nowhere.yaml", "cannot be read: No such file"),
     ],
 )

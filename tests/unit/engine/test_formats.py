@@ -127,7 +127,7 @@ def test_our_own_group_is_served() -> None:
     [
         {"quant_method": "gptq"},
         {"quant_method": None},
-        {"format": "pack-quantized"},
+        {"format": "float-quantized"},
         {"format": None},
         {"kv_cache_scheme": {"num_bits": 8}},
         group("weights", num_bits=4),

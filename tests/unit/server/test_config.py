@@ -83,3 +83,35 @@ def test_a_broken_file_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config({}, file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "variant", "as_it_is"),
+    [
+        (None, "w4a8", True),
+        ("none", "w4a8", True),
+        ("w4a8", "w4a8", True),
+        ("w8a8", "w8a8", False),
+    ],
+)
+def test_a_compressed_folder_is_served_as_it_is(
+    tmp_path: Path, recipe: str | None, variant: str, as_it_is: bool
+) -> None:
+    (tmp_path / "venturi.json").write_text('{"recipe": {"name": "w4a8"}}')
+    flags = {"model": tmp_path} | ({} if recipe is None else {"recipe": recipe})
+    config = load_config(flags, None)
+    assert (config.variant, config.serves_as_it_is) == (variant, as_it_is)
+
+
+def test_a_folder_that_another_program_quantised_is_served_as_it_is(tmp_path: Path) -> None:
+    quantised = '{"quantization_config": {"quant_method": "compressed-tensors"}}'
+    (tmp_path / "config.json").write_text(quantised)
+    config = load_config({"model": tmp_path}, None)
+    assert (config.variant, config.serves_as_it_is) == ("compressed-tensors", True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"recipe": 1}'])
+def test_what_a_broken_manifest_is_called(tmp_path: Path, text: str) -> None:
+    (tmp_path / "venturi.json").write_text(text)
+    config = load_config({"model": tmp_path}, None)
+    assert (config.variant, config.serves_as_it_is) == ("w8a8", False)

@@ -1,0 +1,163 @@
+"""The calibrated part of a job: decoder layer after decoder layer, each saved when it is done."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.block import BlockResult, compress_block
+from compress.calibration import read_samples
+from compress.errors import CompressError
+from compress.generated import generate
+from compress.layer_row import pack_linear
+from compress.methods import METHODS
+from compress.methods.hessian import LAST_RUNG
+from compress.plan import Plan
+from compress.progress import Progress
+from compress.recipe import Recipe
+from compress.sequential import Sequential
+from compress.steps import linear_steps
+from compress.store import LayerStore
+from engine.blocks import Blocks
+from engine.formats import int_quantized, pack_quantized
+from engine.formats.checkpoint import Checkpoint
+
+_IDS = "calibration"
+# More layers than this share whose Hessian could not be used fail the run.
+_MOST_BAD_HESSIANS = 0.1
+
+
+class CalibratedRun:
+    """Fills ``store`` with all layers of ``plan``."""
+
+    def __init__(
+        self, recipe: Recipe, plan: Plan, checkpoint: Checkpoint, store: LayerStore
+    ) -> None:
+        self._recipe = recipe
+        self._plan = plan
+        self._checkpoint = checkpoint
+        self.store = store
+        self._blocks = Blocks.open(checkpoint)
+        self.ids_SL = torch.empty(0)
+
+    def run(self, progress: Progress) -> None:
+        """Raises ``CompressError``: text or activations are not as needed."""
+        self.ids_SL = self._samples(progress)
+        layers = len(self._plan.spec.layers)
+        detail = f"{len(self._plan.treatments)} linears of {layers} layers"
+        progress.phase("compressing", f"{detail} on {self.ids_SL.numel()} tokens")
+        state, begin, done = Sequential(self._blocks, self.ids_SL), time.perf_counter(), 0
+        for index in range(layers):
+            finished = self.store.has(index)
+            if not finished:
+                self._compress(index, state)
+                done += 1
+                each = (time.perf_counter() - begin) / done
+                name = f"layer {index}"
+                progress.layer(index + 1, layers, name, each * (layers - index - 1))
+            state.advance(index, self._changed(index))
+        if not bool(state.hidden_SLK.isfinite().all()):
+            raise CompressError("the compressed model gives NaN or infinite hidden states")
+        self._check_hessians()
+
+    def _samples(self, progress: Progress) -> Tensor:
+        calibration = self._recipe.calibration
+        assert calibration is not None
+        saved = self.store.extra(_IDS)
+        if saved is not None:
+            return saved
+        most = self._plan.spec.context_length
+        size = {"samples": calibration.samples, "length": min(calibration.length, most)}
+        folder, seed = self._checkpoint.folder, self._recipe.seed
+        if calibration.source == "file":
+            ids_SL = read_samples(folder, [Path(p) for p in calibration.paths], **size, seed=seed)
+        else:
+            progress.phase("generating", f"{size['samples']} x {size['length']} tokens")
+            ids_SL = generate(folder, **size, seed=seed)
+        self.store.save_extra(_IDS, ids_SL)
+        return ids_SL
+
+    @torch.inference_mode()
+    def _compress(self, index: int, state: Sequential) -> None:
+        layer, names = self._plan.spec.layers[index], self._plan.spec.names[index]
+        modules = [module for matrix in names.matrices() for module in matrix.modules]
+        treated = {m: self._plan.treatments[m] for m in modules if m in self._plan.treatments}
+        wanted = {
+            module
+            for module, one in treated.items()
+            if any(METHODS[modifier.type].calibrated for modifier in one.modifiers)
+        }
+        begin = time.perf_counter()
+        captured = state.capture(index, wanted) if wanted else {}
+        steps = {m: linear_steps(one, self._dtype(m)) for m, one in treated.items()}
+        result = compress_block(layer, names, steps, self._read, captured)
+        seconds = (time.perf_counter() - begin) / max(1, len(treated))
+        self._save(index, result, seconds)
+
+    def _save(self, index: int, result: BlockResult, seconds: float) -> None:
+        tensors, rows = dict(result.vectors), []
+        for module, one in result.linears.items():
+            packed, row = pack_linear(
+                module,
+                self._plan.treatments[module],
+                one,
+                transposed=module in self._plan.transposed,
+                dtype=self._dtype(module),
+            )
+            tensors |= packed
+            rows.append(row)
+        self.store.save(index, tensors, rows, seconds)
+
+    def _changed(self, index: int) -> Mapping[str, Tensor]:
+        """A finished layer's floating weights, from what was saved."""
+        return read_floating(self.store, index, self._plan.transposed)
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(name)
+        module = name.removesuffix(".weight")
+        return tensor.t().contiguous() if module in self._plan.transposed else tensor
+
+    def _dtype(self, module: str) -> torch.dtype:
+        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+        return names[self._checkpoint.info(f"{module}.weight").dtype]
+
+    def _check_hessians(self) -> None:
+        rungs = [row.damping for row in self.store.rows() if row.damping is not None]
+        bad = rungs.count(LAST_RUNG)
+        if bad > _MOST_BAD_HESSIANS * len(rungs):
+            raise CompressError(
+                f"{bad} of {len(rungs)} Hessians could not be factored at any damping: "
+                "give more or other calibration text"
+            )
+
+
+def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> dict[str, Tensor]:
+    """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors."""
+    found: dict[str, Tensor] = {}
+    for module, tensors in store.modules(index).items():
+        if "weight_packed" in tensors:
+            found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
+        elif "weight_scale" in tensors:
+            weight = int_quantized.unpack(tensors, transposed=module in transposed)
+            found[f"{module}.weight"] = weight.dequantize()
+        else:
+            for suffix, tensor in tensors.items():
+                turn = suffix == "weight" and module in transposed
+                found[f"{module}.{suffix}"] = tensor.t().float() if turn else tensor.float()
+    return found
+
+
+def calibration_record(recipe: Recipe, ids_SL: Tensor) -> dict[str, object]:
+    """For the manifest: where the text came from, how much of it, and its hash."""
+    assert recipe.calibration is not None
+    text = json.dumps(ids_SL.tolist()).encode()
+    return {
+        "source": recipe.calibration.source,
+        "samples": len(ids_SL),
+        "length": ids_SL.shape[1],
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }

@@ -1,0 +1,135 @@
+"""A model layer by layer, for those who change its weights on the way: one layer in memory.
+
+The layers are those that serve; keys and values are float32 and live for one call.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.batch import AttentionGroup, ForwardContext
+from engine.formats.checkpoint import Checkpoint
+from engine.formats.runtime import Runtime
+from engine.kv_cache import KvShape
+from engine.kv_cache.fp32 import Fp32KvCache
+from engine.layers.attention import Step
+from engine.layers.decoder_layer import LayerFn
+from engine.layers.linear import Linear
+from engine.layers.rotary import Rotary
+from engine.loader import DecoderLoader
+from engine.models import model_spec
+from engine.models.spec import Matrix, ModelSpec
+from engine.weights import WeightReader
+
+# (modules that share the input, the input [M, K]).
+Observe = Callable[[tuple[str, ...], Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The layers of a checkpoint, and its two ends. Sequences are batches of ids [B, L].
+
+    ``activations`` is for packed weights, as in ``WeightReader``.
+    """
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    backend: str = "torch"
+    activations: str = "float"
+    _rotary: tuple[Rotary, ...] = field(default=())
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, activations: str = "float") -> "Blocks":
+        """Raises ``ModelLoadError`` where config and weights do not fit."""
+        spec = model_spec(checkpoint.folder, checkpoint.config, checkpoint.tensors)
+        rotary = tuple(Rotary(rope, spec.context_length) for rope in spec.ropes)
+        return cls(checkpoint, spec, activations=activations, _rotary=rotary)
+
+    @torch.inference_mode()
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """float32 [B, L, K]: what the first layer reads."""
+        decoder = self._loader({}).ends(Runtime())
+        positions_T = torch.arange(ids_BL.shape[1]).repeat(len(ids_BL))
+        return decoder.embed(ids_BL.flatten(), positions_T).view(*ids_BL.shape, -1)
+
+    def layer(
+        self, index: int, changed: Mapping[str, Tensor], observe: Observe | None = None
+    ) -> LayerFn:
+        """Layer ``index`` with the tensors ``changed``; ``observe`` sees its linears' inputs."""
+        loader = self._loader(changed, observe)
+        return loader.layer(self.spec.layers[index], self.spec.names[index], 0)
+
+    @torch.inference_mode()
+    def run(self, layer: LayerFn, index: int, hidden_BLK: Tensor) -> Tensor:
+        """What layer ``index`` makes of the hidden states of whole sequences, [B, L, K]."""
+        count, length, _ = hidden_BLK.shape
+        positions_T = torch.arange(length).repeat(count)
+        group = AttentionGroup(
+            0, count, length, torch.arange(count)[:, None], torch.full((count,), length)
+        )
+        sequences = [(index * length, length, length, index) for index in range(count)]
+        context = ForwardContext(
+            positions_T=positions_T,
+            slots_T=torch.arange(count * length),
+            groups=[group],
+            sequences_B4=torch.tensor(sequences, dtype=torch.int32),
+            block_ids_P=torch.arange(count, dtype=torch.int32),
+        )
+        spec = self.spec.layers[index]
+        shape = KvShape(layers=1, kv_heads=spec.kv_heads, head_dim=spec.head_dim, block_size=length)
+        tables = tuple(rotary.tables(positions_T) for rotary in self._rotary)
+        step = Step(context, Fp32KvCache(shape, count), tables)
+        return layer(hidden_BLK.flatten(0, 1), step).view(hidden_BLK.shape)
+
+    @torch.inference_mode()
+    def logits(self, hidden_BLK: Tensor) -> Tensor:
+        """float32 [B, L, V] of what the last layer gave."""
+        decoder = self._loader({}).ends(Runtime())
+        return decoder.logits(hidden_BLK.flatten(0, 1)).view(*hidden_BLK.shape[:2], -1)
+
+    def _loader(
+        self, changed: Mapping[str, Tensor], observe: Observe | None = None
+    ) -> DecoderLoader:
+        reader = WeightReader(self.checkpoint, self.backend, changed)
+        reader.activations = self.activations
+        if observe is not None:
+            reader = _ObservingReader(self.checkpoint, self.backend, changed)
+            reader.observe = observe
+        return DecoderLoader(reader, self.spec, self.backend)
+
+
+class _ObservingReader(WeightReader):
+    observe: Observe
+
+    def matrix(self, matrix: Matrix, sizes: tuple[int, ...], columns: int) -> Linear:
+        linear = super().matrix(matrix, sizes, columns)
+        return _Observed(linear, matrix.modules, self.observe)
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    linear: Linear
+    modules: tuple[str, ...]
+    observe: Observe
+
+    @property
+    def storage(self) -> str:
+        return self.linear.storage
+
+    @property
+    def execution(self) -> str:
+        return self.linear.execution
+
+    @property
+    def product(self) -> str:
+        return self.linear.product
+
+    @property
+    def nbytes(self) -> int:
+        return self.linear.nbytes
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        self.observe(self.modules, x_MK)
+        return self.linear(x_MK)
