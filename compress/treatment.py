@@ -57,7 +57,7 @@ class Treatment:
             return "float"
         assert self.quantiser.scheme is not None
         if SCHEMES[self.quantiser.scheme][1] == "float":
-            return "float32 x float32, unpacked when loaded"
+            return f"int{self.bits} x float32"
         return f"int{self.bits} x int8"
 
 
