@@ -4,10 +4,13 @@
 
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
+# Compiles the native kernels; the images that run have no compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/venturi
 ENV PATH=/opt/venturi/bin:$PATH
 # Dependencies first: they change less often than the code.
-COPY constraints.txt pyproject.toml README.md ./
+COPY constraints.txt pyproject.toml hatch_build.py README.md ./
 COPY clients/python clients/python
 # PyTorch's index of CPU wheels makes the image some gigabytes smaller.
 ARG TORCH_INDEX_URL=""

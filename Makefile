@@ -6,7 +6,7 @@ ARGS ?=
 
 NATIVE := $(wildcard engine/kernels/cpu/csrc/*) engine/kernels/cpu/build.py hatch_build.py
 
-.PHONY: serve test check protos bench clean
+.PHONY: serve test check check-native protos bench clean
 
 serve: $(VENV)/serve.stamp
 	@$(BIN)/venturi serve $(ARGS)
@@ -22,6 +22,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/python scripts/gen_protos.py --check
 	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; \
 	else echo "buf lint left out: node is not installed"; fi
+
+check-native: $(VENV)/dev.stamp
+	$(BIN)/python -m scripts.check_native $(ARGS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.serve $(ARGS)

@@ -5,6 +5,7 @@ Without a compiler the install goes on: the engine then serves with torch's kern
 
 import importlib.util
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -29,4 +30,6 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
             return
         build_data["artifacts"].append(f"/engine/kernels/cpu/{native.LIBRARY.name}")
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        # Any Python of this platform: the library is loaded through ctypes.
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

@@ -20,7 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "csrc"
-LIBRARY = HERE / "libventuri_cpu.so"
+# VENTURI_CPU_LIBRARY names another build: scripts/check_native.py tests one with sanitisers.
+LIBRARY = Path(os.environ.get("VENTURI_CPU_LIBRARY") or HERE / "libventuri_cpu.so")
 # Without the runtime's own -fopenmp: see team.h. No contraction of a * b + c: results would
 # differ between instruction sets. gcc 12 takes the intrinsics' undefined operands for mistakes.
 _FLAGS = (

@@ -43,6 +43,11 @@ VENTURI_INLINE void fetch(Ahead& ahead) {
     ahead.from += ahead.lines * kLine;
 }
 
+VENTURI_INLINE void fetch_line(Ahead& ahead) {
+    prefetch_l2(ahead.from);
+    ahead.from += kLine;
+}
+
 // Calls `body(Rows, panel, Ahead)` for all of a thread's share, with `most` rows at most.
 template <typename Body>
 VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weights, int64_t bytes,
@@ -57,11 +62,10 @@ VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weight
             const Tile at = tile(rows, mine.tiles.begin + pass / parts);
             const Range own = part(at.rows, (int)(pass % parts), parts);
             for (int64_t p = first; p < end; ++p) {
-                // A lone pass runs through memory and fetches what is some lines ahead; one row
-                // is so fast that the processor does that itself. Else each pass fetches its
-                // part of the panel that comes `block` later.
+                // A lone pass runs through memory and fetches what is some lines ahead. Else each
+                // pass fetches its part of the panel that comes `block` later.
                 const uint8_t* panel = weights + p * bytes;
-                Ahead ahead{panel + kDistance, at.rows > 1 ? 8 : 0};
+                Ahead ahead{panel + kDistance, 8};
                 if (passes > 1) {
                     const int lines = (int)ceil_div(8, passes);
                     ahead = {panel + block * bytes + pass * lines * (bytes / 8), lines};

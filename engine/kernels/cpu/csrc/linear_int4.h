@@ -7,13 +7,19 @@
 
 namespace VENTURI_NAMESPACE {
 
-// The sums of a group for R rows, which begin at -zero * (the group's sum of q).
+// The sums of a group for R rows, which begin at -zero * (the group's sum of q). A single row has
+// too few sums to hide the latency of dot4: it takes four for each.
 template <int R>
 VENTURI_INLINE void group_int4(const Record& record, const int8_t* q, int64_t stride,
-                               const int32_t* sums, int64_t group, Ahead& ahead, I16 (&acc)[R][2]) {
+                               const int32_t* sums, int64_t group, Ahead& ahead, I16 (&out)[R][2]) {
+    constexpr int kSets = R == 1 ? 4 : 1;
+    I16 acc[kSets][R][2];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
-        for (int h = 0; h < 2; ++h) acc[r][h] = pairs(record.zero[h], splat(-sums[r]));
+        for (int h = 0; h < 2; ++h) {
+            acc[0][r][h] = pairs(record.zero[h], splat(-sums[r]));
+            for (int s = 1; s < kSets; ++s) acc[s][r][h] = splat((int32_t)0);
+        }
     const uint8_t* w = record.weights;
     for (int64_t k = 0; k < group; k += 32) {
         fetch(ahead);
@@ -22,16 +28,23 @@ VENTURI_INLINE void group_int4(const Record& record, const int8_t* q, int64_t st
             const B64 w0 = load_bytes(w), w1 = load_bytes(w + kLine);
             const B64 low0 = low_nibbles(w0), low1 = low_nibbles(w1);
             const B64 high0 = high_nibbles(w0), high1 = high_nibbles(w1);
+            const int a = 2 * u % kSets, b = (2 * u + 1) % kSets;
 #pragma GCC unroll 6
             for (int r = 0; r < R; ++r) {
                 const B64 first = splat4(q + 4 * r), second = splat4(q + stride + 4 * r);
-                acc[r][0] = dot4_nibbles(acc[r][0], low0, first);
-                acc[r][1] = dot4_nibbles(acc[r][1], low1, first);
-                acc[r][0] = dot4_nibbles(acc[r][0], high0, second);
-                acc[r][1] = dot4_nibbles(acc[r][1], high1, second);
+                acc[a][r][0] = dot4_nibbles(acc[a][r][0], low0, first);
+                acc[a][r][1] = dot4_nibbles(acc[a][r][1], low1, first);
+                acc[b][r][0] = dot4_nibbles(acc[b][r][0], high0, second);
+                acc[b][r][1] = dot4_nibbles(acc[b][r][1], high1, second);
             }
         }
     }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+        for (int h = 0; h < 2; ++h) {
+            out[r][h] = acc[0][r][h];
+            for (int s = 1; s < kSets; ++s) out[r][h] = add(out[r][h], acc[s][r][h]);
+        }
 }
 
 // R rows of a tile times panel `panel`, into out [M, stride].
@@ -46,6 +59,7 @@ static void rows_int4(const GroupedWeights& w, const Activations& a, Rows at, in
     F16 acc[R][2];
     for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = zero();
     for (int64_t g = 0; g < count; ++g, p += step, q += w.group * at.tile.rows, sums += at.tile.rows) {
+        fetch_line(ahead);  // the record's head
         const Record record = read_record(w, p);
         I16 products[R][2];
         group_int4<R>(record, q, quads, sums, w.group, ahead, products);

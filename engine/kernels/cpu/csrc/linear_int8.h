@@ -29,7 +29,7 @@ VENTURI_INLINE void panel_int8(const uint8_t* w, const int8_t* q, int64_t stride
     for (int s = 0; s < kSets; ++s)
         for (int r = 0; r < R; ++r) acc[s][r][0] = acc[s][r][1] = splat((int32_t)0);
     for (int64_t k = 0; k < quads; k += 4) {
-        fetch(ahead);
+        if (R > 1) fetch(ahead);  // one row is so fast that the processor does that itself
 #pragma GCC unroll 4
         for (int u = 0; u < 4; ++u, w += 2 * kLine, q += stride) {
             const B64 w0 = load_bytes(w), w1 = load_bytes(w + kLine);
