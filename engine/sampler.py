@@ -15,6 +15,7 @@ _MASK = (1 << 64) - 1
 NOT_FINITE = -1
 # Tokens that a draw looks at first.
 _HEAD = 256
+_SLICE = 8  # neighbours of the vocabulary that are looked at together
 # Changes logits in place: penalties, or -inf for tokens that are not allowed.
 Edit = Callable[[Tensor], None]
 
@@ -43,7 +44,8 @@ def sample(
         chosen = [params[i] for i in drawn]
         choice = choices or [0] * len(params)
         uniform = [uniform_number(params[i].seed, positions[i], choice[i]) for i in drawn]
-        tokens_R[drawn] = _draw(logits_RV[drawn], chosen, uniform)
+        rows_RV = logits_RV if len(drawn) == len(params) else logits_RV[drawn]
+        tokens_R[drawn] = _draw(rows_RV, chosen, uniform)
     return torch.where(finite_R, tokens_R, NOT_FINITE).tolist()
 
 
@@ -76,8 +78,7 @@ def _draw_among(
     total = weights_RK.sum(dim=1, keepdim=True)
     more = (top_k > count)[:, 0].nonzero()[:, 0]
     if len(more):
-        differences_RV = (logits_RV[more] - largest_RK[more, :1]) / temperature[more]
-        total[more] = differences_RV.exp().sum(dim=1, keepdim=True)
+        total[more] = _total_weight(logits_RV, largest_RK, temperature, more)
     probabilities = weights_RK / total
     cumulative = probabilities.cumsum(dim=1)
     # top-p keeps the smallest set of tokens whose probabilities reach p; min-p those that are at
@@ -98,13 +99,47 @@ def _draw_among(
     return order_RK.gather(1, rank)[:, 0], decided[:, 0]
 
 
+def _total_weight(
+    logits_RV: Tensor, largest_RK: Tensor, temperature_R1: Tensor, rows: Tensor
+) -> Tensor:
+    """float64 [rows, 1]: the sum of the weights of all tokens.
+
+    The weights themselves are float32 here: there are many, and each is small in the sum.
+    """
+    if len(rows) < len(logits_RV):
+        logits_RV, largest_RK = logits_RV[rows], largest_RK[rows]
+        temperature_R1 = temperature_R1[rows]
+    weights_RV = (logits_RV - largest_RK[:, :1]).div_(temperature_R1.float()).exp_()
+    return weights_RV.sum(dim=1, keepdim=True, dtype=torch.float64)
+
+
 def _largest(logits_RV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest of each row with their columns, in descending order; of equals the first."""
     if count == logits_RV.shape[1]:
         return logits_RV.sort(dim=1, descending=True, stable=True)
-    columns_RK = logits_RV.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    columns_RK = _largest_columns(logits_RV, count).sort(dim=1).values
     values_RK, order_RK = logits_RV.gather(1, columns_RK).sort(dim=1, descending=True, stable=True)
     return values_RK, columns_RK.gather(1, order_RK)
+
+
+def _largest_columns(logits_RV: Tensor, count: int) -> Tensor:
+    """int64 [R, count] in any order; which of equal ones at the end are among them is open.
+
+    The largest lie in the ``count`` slices of neighbours whose maxima are largest: looking
+    through these takes a half of the time of looking through all.
+    """
+    vocabulary = logits_RV.shape[1]
+    slices = vocabulary // _SLICE
+    if slices <= 4 * count:
+        return logits_RV.topk(count, dim=1, sorted=False).indices
+    rest = slices * _SLICE
+    maxima_RS = logits_RV[:, :rest].unflatten(1, (slices, _SLICE)).amax(2)
+    best_RK = maxima_RS.topk(count, dim=1, sorted=False).indices
+    columns = (best_RK[..., None] * _SLICE + torch.arange(_SLICE)).flatten(1)
+    after = torch.arange(rest, vocabulary).expand(len(logits_RV), -1)
+    columns = torch.cat((columns, after), dim=1)
+    values = logits_RV.gather(1, columns)
+    return columns.gather(1, values.topk(count, dim=1, sorted=False).indices)
 
 
 def _column(values: list[float]) -> Tensor:
