@@ -88,13 +88,14 @@ def test_half_precision_weights_run_in_float32(
     assert float((found - wanted(model, ids(21))).abs().max()) < TOLERANCE
 
 
+@pytest.mark.parametrize("block_size", [4, 16])
 def test_int8_pages_cost_little(
-    make_llama: MakeLlama, make_config: MakeConfig, tmp_path: Path
+    block_size: int, make_llama: MakeLlama, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     model = make_llama()
     model.save_pretrained(tmp_path)
     reference = wanted(model, ids(60))
-    with Scorer(make_config(tmp_path, dtype="int8")) as scorer:
+    with Scorer(make_config(tmp_path, dtype="int8", block_size=block_size)) as scorer:
         found = scorer.logits(ids(60))
     error = float((found - reference).abs().max())
     assert TOLERANCE < error < 0.1 * float(reference.abs().max())

@@ -6,18 +6,24 @@
 
 namespace VENTURI_NAMESPACE {
 
+VENTURI_INLINE int row_token(const AttentionArgs& args, const Block& block, int row) {
+    return row % head_rows(args, block) / group_size(args);
+}
+VENTURI_INLINE int row_head(const AttentionArgs& args, const Block& block, int row) {
+    const int kv_head = block.kv_head + row / head_rows(args, block);
+    return kv_head * group_size(args) + row % group_size(args);
+}
+
 // Where a block's i-th row lies in q or out.
 VENTURI_INLINE int64_t row_offset(const AttentionArgs& args, const Block& block, int row,
                                   int64_t stride) {
-    const int group = group_size(args), head = block.kv_head * group + row % group;
-    const int64_t token = block.sequence->first_row + block.token + row / group;
-    return token * stride + (int64_t)head * args.kv.head_dim;
+    const int64_t token = block.sequence->first_row + block.token + row_token(args, block, row);
+    return token * stride + (int64_t)row_head(args, block, row) * args.kv.head_dim;
 }
 
 // Rounds a block's queries.
 static Rows make_rows(const AttentionArgs& args, const Block& block, const Scratch& scratch) {
-    const int group = group_size(args), count = block.tokens * group;
-    const int dim = args.kv.padded_dim;
+    const int count = block_rows(args, block), dim = args.kv.padded_dim;
     for (int row = 0; row < count; ++row) {
         int8_t* const q = scratch.q + (int64_t)row * dim;
         const float* const x = args.q + row_offset(args, block, row, args.q_stride);
@@ -26,8 +32,8 @@ static Rows make_rows(const AttentionArgs& args, const Block& block, const Scrat
         for (int d = 0; d < dim; d += kLanes) sum = add(sum, load_s8(q + d));
         scratch.offsets[row] = -128 * reduce_add(sum);
         scratch.scales[row] = absmax * kInverse127 * args.scale;
-        scratch.places[row] = first_place(block) + row / group;
-        if (args.slopes) scratch.slopes[row] = args.slopes[block.kv_head * group + row % group];
+        scratch.places[row] = first_place(block) + row_token(args, block, row);
+        if (args.slopes) scratch.slopes[row] = args.slopes[row_head(args, block, row)];
     }
     return {count,          dim,
             scratch.q,      scratch.offsets,
@@ -36,16 +42,32 @@ static Rows make_rows(const AttentionArgs& args, const Block& block, const Scrat
             args.cap};
 }
 
+// Those of one KV head.
+VENTURI_INLINE Rows part_of(const Rows& rows, int begin, int count) {
+    Rows part = rows;
+    part.count = count;
+    part.q += (int64_t)begin * rows.padded_dim;
+    part.offsets += begin;
+    part.scales += begin;
+    part.places += begin;
+    if (part.slopes) part.slopes += begin;
+    return part;
+}
+VENTURI_INLINE Partial part_of(const Partial& partial, int begin, int dim) {
+    return {partial.out + (int64_t)begin * dim, partial.tops + begin, partial.sums + begin};
+}
+
 // Looks a chunk's pages up. After the context's end, the last group stands in: it is only
 // prefetched there.
-static void find_chunk(const AttentionArgs& args, const Block& block, int index, Chunk& chunk) {
+static void find_chunk(const AttentionArgs& args, const Block& block, int index, int head,
+                       Chunk& chunk) {
     const KvPages& kv = args.kv;
     const int32_t* const table = args.block_ids + block.sequence->first_block;
     const int in_block = kv.block_size / kLanes;
     const int last = (block.sequence->context - 1) / kLanes;
     for (int g = 0; g < kGroups; ++g) {
         const int wanted = index * kGroups + g, group = wanted < last ? wanted : last;
-        chunk.groups[g] = kv_group(kv, table[group / in_block], block.kv_head, group % in_block);
+        chunk.groups[g] = kv_group(kv, table[group / in_block], head, group % in_block);
     }
     chunk.first = index * kChunk;
     const int first = first_place(block), end = first + block.tokens - chunk.first;
@@ -79,7 +101,7 @@ static void clear(const Partial& partial, int rows, int dim) {
 }
 
 static void finish(const AttentionArgs& args, const Block& block, const Partial& running) {
-    const int rows = block.tokens * group_size(args), dim = args.kv.head_dim;
+    const int rows = block_rows(args, block), dim = args.kv.head_dim;
     for (int row = 0; row < rows; ++row) {
         float* const out = args.out + row_offset(args, block, row, args.out_stride);
         const float* const sums = running.out + (int64_t)row * args.kv.padded_dim;
@@ -91,25 +113,48 @@ static void finish(const AttentionArgs& args, const Block& block, const Partial&
     }
 }
 
-static void attend_block(const AttentionArgs& args, const Block& block, Range mine,
-                         const Scratch& scratch) {
-    const Rows rows = make_rows(args, block, scratch);
-    const bool begins = mine.begin == block.chunk_begin;
-    if (begins) clear(scratch.running(), rows.count, rows.padded_dim);
-    Chunk chunks[2];
-    find_chunk(args, block, (int)mine.begin, chunks[0]);
-    for (int64_t i = 0; i < mine.end - mine.begin; ++i) {
-        const int64_t index = mine.begin + i;
-        Chunk* next = nullptr;
-        if (index + 1 < mine.end) {
-            next = &chunks[(i + 1) % 2];
-            find_chunk(args, block, (int)index + 1, *next);
-        }
-        const Partial to = begins ? scratch.chunk() : scratch.later(i);
-        attend_chunk(rows, chunks[i % 2], next, scratch.scores, to);
-        if (begins) merge(scratch.running(), to, rows.count, rows.padded_dim);
+// A thread's chunks of a block.
+struct Share {
+    Block block;
+    Range chunks;
+};
+
+// What is read after a chunk for a head, `soon` being what the thread does next; null: nothing.
+static const Chunk* find_next(const AttentionArgs& args, const Share& share, const Share* soon,
+                              int64_t index, int head, Chunk& chunk) {
+    const Block& block = share.block;
+    if (head + 1 < block.kv_heads) {
+        find_chunk(args, block, (int)index, block.kv_head + head + 1, chunk);
+    } else if (index + 1 < share.chunks.end) {
+        find_chunk(args, block, (int)index + 1, block.kv_head, chunk);
+    } else if (soon) {
+        find_chunk(args, soon->block, (int)soon->chunks.begin, soon->block.kv_head, chunk);
+    } else {
+        return nullptr;
     }
-    if (begins && mine.end == block.chunk_end) finish(args, block, scratch.running());
+    return &chunk;
+}
+
+static void attend_share(const AttentionArgs& args, const Share& share, const Share* soon,
+                         const Scratch& scratch) {
+    const Block& block = share.block;
+    const Rows rows = make_rows(args, block, scratch);
+    const int count = head_rows(args, block), dim = rows.padded_dim;
+    const bool begins = share.chunks.begin == block.chunk_begin;
+    if (begins) clear(scratch.running(), rows.count, dim);
+    Chunk chunks[2];
+    int at = 0;
+    find_chunk(args, block, (int)share.chunks.begin, block.kv_head, chunks[at]);
+    for (int64_t index = share.chunks.begin; index < share.chunks.end; ++index) {
+        const Partial to = begins ? scratch.chunk() : scratch.later(index - share.chunks.begin);
+        for (int head = 0; head < block.kv_heads; ++head, at = 1 - at) {
+            const Chunk* next = find_next(args, share, soon, index, head, chunks[1 - at]);
+            attend_chunk(part_of(rows, head * count, count), chunks[at], next, scratch.scores,
+                         part_of(to, head * count, dim));
+        }
+        if (begins) merge(scratch.running(), to, rows.count, dim);
+    }
+    if (begins && share.chunks.end == block.chunk_end) finish(args, block, scratch.running());
 }
 
 int64_t attention_scratch(const AttentionArgs& args, int threads) {
@@ -117,20 +162,27 @@ int64_t attention_scratch(const AttentionArgs& args, int threads) {
 }
 
 void attention_chunks(const AttentionArgs& args, int thread, int threads) {
-    const int64_t total = for_blocks(args, [](const Block&) {});
+    const int64_t total = for_blocks(args, threads, [](const Block&) {});
     const Scratch scratch = thread_scratch(args, thread, threads);
-    for_blocks(args, [&](const Block& block) {
+    // One behind, so that the next one's memory can be asked for.
+    Share share{};
+    bool waiting = false;
+    for_blocks(args, threads, [&](const Block& block) {
         const Range mine = thread_chunks(block, total, thread, threads);
-        if (mine.begin < mine.end) attend_block(args, block, mine, scratch);
+        if (mine.begin >= mine.end) return;
+        const Share soon{block, mine};
+        if (waiting) attend_share(args, share, &soon, scratch);
+        share = soon;
+        waiting = true;
     });
+    if (waiting) attend_share(args, share, nullptr, scratch);
 }
 
 void attention_merge(const AttentionArgs& args, int thread, int threads) {
     if (threads == 1) return;
-    const int64_t total = for_blocks(args, [](const Block&) {});
+    const int64_t total = for_blocks(args, threads, [](const Block&) {});
     const Scratch scratch = thread_scratch(args, thread, threads);
-    const int rows_dim = args.kv.padded_dim;
-    for_blocks(args, [&](const Block& block) {
+    for_blocks(args, threads, [&](const Block& block) {
         Range taken = thread_chunks(block, total, thread, threads);
         const bool began = taken.begin == block.chunk_begin && taken.begin < taken.end;
         if (!began || taken.end == block.chunk_end) return;
@@ -139,7 +191,7 @@ void attention_merge(const AttentionArgs& args, int thread, int threads) {
             const Scratch theirs = thread_scratch(args, other, threads);
             taken = thread_chunks(block, total, other, threads);
             for (int64_t i = 0; i < taken.end - taken.begin; ++i)
-                merge(running, theirs.later(i), block.tokens * group_size(args), rows_dim);
+                merge(running, theirs.later(i), block_rows(args, block), args.kv.padded_dim);
         }
         finish(args, block, running);
     });

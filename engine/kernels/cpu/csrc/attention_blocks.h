@@ -7,20 +7,51 @@
 
 namespace VENTURI_NAMESPACE {
 
-// Rows of the heads of one KV head's group for some neighbouring tokens of a sequence.
+// Rows of some neighbouring tokens of a sequence, for some neighbouring KV heads: those of the
+// first KV head's group first, by token, then those of the next.
 struct Block {
     const AttentionSequence* sequence;
-    int kv_head, token, tokens;      // the first token, counted from the sequence's first row
-    int chunk_begin, chunk_end;      // those that a row sees
-    int64_t start, cost;             // of all chunks before; of each chunk
+    int kv_head, kv_heads;
+    int token, tokens;           // the first is counted from the sequence's first row
+    int chunk_begin, chunk_end;  // those that a row sees
+    int64_t start, cost;         // of all chunks before; of each chunk
 };
 
 VENTURI_INLINE int group_size(const AttentionArgs& args) { return args.heads / args.kv.kv_heads; }
 
 // Tokens of a block: about 64 rows share what is loaded of a chunk.
+constexpr int kBlockRows = 64;
 VENTURI_INLINE int block_tokens(const AttentionArgs& args) {
-    const int tokens = 64 / group_size(args);
+    const int tokens = kBlockRows / group_size(args);
     return tokens < 1 ? 1 : tokens > 32 ? 32 : tokens;
+}
+
+// KV heads of a block of a sequence. Those of one page lie side by side, so that taking them
+// one after the other reads memory in longer runs; but there must be chunks enough for all
+// threads, and a prompt's rows are many with one.
+VENTURI_INLINE int block_heads(const AttentionArgs& args, const AttentionSequence& sequence,
+                               int64_t chunks, int threads) {
+    if (chunks < 8 * threads) return 1;
+    const int tokens = sequence.rows < block_tokens(args) ? sequence.rows : block_tokens(args);
+    const int heads = kBlockRows / (tokens * group_size(args));
+    return heads < 1 ? 1 : heads < args.kv.kv_heads ? heads : args.kv.kv_heads;
+}
+
+VENTURI_INLINE int64_t context_chunks(const AttentionSequence& sequence) {
+    return ceil_div(sequence.context, kChunk);
+}
+VENTURI_INLINE int64_t all_chunks(const AttentionArgs& args) {
+    int64_t chunks = 0;
+    for (int64_t s = 0; s < args.sequence_count; ++s) chunks += context_chunks(args.sequences[s]);
+    return chunks;
+}
+
+// Of one KV head.
+VENTURI_INLINE int head_rows(const AttentionArgs& args, const Block& block) {
+    return block.tokens * group_size(args);
+}
+VENTURI_INLINE int block_rows(const AttentionArgs& args, const Block& block) {
+    return block.kv_heads * head_rows(args, block);
 }
 
 // Position of a block's first token.
@@ -29,9 +60,9 @@ VENTURI_INLINE int first_place(const Block& block) {
 }
 
 VENTURI_INLINE Block make_block(const AttentionArgs& args, const AttentionSequence& sequence,
-                                int kv_head, int token, int64_t start) {
+                                int kv_head, int kv_heads, int token, int64_t start) {
     const int left = sequence.rows - token, most = block_tokens(args);
-    Block block{&sequence, kv_head, token, left < most ? left : most, 0, 0, start, 0};
+    Block block{&sequence, kv_head, kv_heads, token, left < most ? left : most, 0, 0, start, 0};
     const int first = first_place(block), end = first + block.tokens;
     const int begin = args.window && first >= args.window ? first - args.window + 1 : 0;
     block.chunk_begin = begin / kChunk;
@@ -39,22 +70,26 @@ VENTURI_INLINE Block make_block(const AttentionArgs& args, const AttentionSequen
     // Rows by groups of positions, and what each costs beside that.
     const int64_t groups = ceil_div(end - begin, kLanes);
     const int64_t share = ceil_div(groups, block.chunk_end - block.chunk_begin);
-    block.cost = (share + 2) * (block.tokens * group_size(args) + 4);
+    block.cost = (share + 2) * (head_rows(args, block) + 4) * kv_heads;
     return block;
 }
 
 // Calls f(block) for all blocks in their order; returns the cost of all.
 template <typename F>
-static int64_t for_blocks(const AttentionArgs& args, const F& f) {
+static int64_t for_blocks(const AttentionArgs& args, int threads, const F& f) {
+    const int64_t chunks = all_chunks(args);
     int64_t start = 0;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
         const AttentionSequence& sequence = args.sequences[s];
-        for (int head = 0; head < args.kv.kv_heads; ++head)
+        const int most = block_heads(args, sequence, chunks, threads);
+        for (int head = 0; head < args.kv.kv_heads; head += most) {
+            const int left = args.kv.kv_heads - head, heads = left < most ? left : most;
             for (int token = 0; token < sequence.rows; token += block_tokens(args)) {
-                const Block block = make_block(args, sequence, head, token, start);
+                const Block block = make_block(args, sequence, head, heads, token, start);
                 f(block);
                 start += block.cost * (block.chunk_end - block.chunk_begin);
             }
+        }
     }
     return start;
 }
@@ -98,15 +133,16 @@ struct ScratchSize {
 };
 
 VENTURI_INLINE ScratchSize scratch_size(const AttentionArgs& args, int threads) {
-    int64_t tokens = 1, chunks = 0;
+    const int64_t all = all_chunks(args), dim = args.kv.padded_dim;
+    int64_t rows = 0, chunks = 0;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
-        const int64_t own = ceil_div(args.sequences[s].context, kChunk);
-        if (args.sequences[s].rows > tokens) tokens = args.sequences[s].rows;
-        if (own > chunks) chunks = own;
+        const AttentionSequence& sequence = args.sequences[s];
+        const int heads = block_heads(args, sequence, all, threads);
+        const int own = block_rows(args, make_block(args, sequence, 0, heads, 0, 0));
+        if (own > rows) rows = own;
+        if (context_chunks(sequence) > chunks) chunks = context_chunks(sequence);
     }
-    if (tokens > block_tokens(args)) tokens = block_tokens(args);
     if (threads == 1) chunks = 0;
-    const int64_t rows = tokens * group_size(args), dim = args.kv.padded_dim;
     const int64_t floats = 4 * rows + kTogether * kChunk + (2 + chunks) * rows * (dim + 2);
     return {rows, chunks, ceil_div(rows * dim + 4 * floats, 64) * 64};
 }

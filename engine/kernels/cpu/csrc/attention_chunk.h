@@ -74,7 +74,7 @@ static void score_rows(const Rows& rows, int row, const KvGroup& group, float* s
 }
 
 // Adds up features d to d + 16 V of the values, in the order of positions. Meanwhile it asks
-// for the next chunk's.
+// for the next chunk's, line by line: in a burst, most would wait for the first.
 template <int N, int V>
 static void weigh_values(const float* weights, const Chunk& chunk, const Chunk* next, int d,
                          int padded_dim, float* out) {
@@ -85,17 +85,17 @@ static void weigh_values(const float* weights, const Chunk& chunk, const Chunk* 
         const int8_t* values = chunk.groups[g].values + d;
         const float* weight = weights + g * kLanes;
         for (int lane = 0; lane < kLanes; ++lane, values += padded_dim) {
+            if (next && lane < 4 * V) {
+                const int64_t line = (d / 4 + lane) * 64;
+                prefetch_l2(next->groups[g].keys + line);
+                prefetch_l2(next->groups[g].values + line);
+            }
             F16 value[V];
             for (int v = 0; v < V; ++v) value[v] = to_float(load_s8(values + v * kLanes));
             for (int n = 0; n < N; ++n) {
                 const F16 w = splat(weight[n * kChunk + lane]);
                 for (int v = 0; v < V; ++v) sums[n][v] = fma(w, value[v], sums[n][v]);
             }
-        }
-        if (next) {
-            const KvGroup& later = next->groups[g];
-            for (int i = 0; i < 4 * V; ++i) prefetch_l2(later.keys + (d / 4 + i) * 64);
-            for (int i = 0; i < 4 * V; ++i) prefetch_l2(later.values + (d / 4 + i) * 64);
         }
     }
     for (int n = 0; n < N; ++n)
