@@ -7,6 +7,7 @@ two likeliest are apart by less than ``GAP``, of sampled ones where the random n
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from transformers import (
 
 from compress import compress
 from engine.client.tokenizer import Tokenizer
-from engine.config import EngineConfig
+from engine.config import EngineConfig, KernelConfig
 from engine.core import EngineCore
 from engine.sampler import uniform_number
 from engine.scoring import Scorer
@@ -232,6 +233,28 @@ def test_a_sampled_request_gets_the_same_alone_and_in_a_crowd(
             return may_be_drawn(token, logits_V, asked.sampling, number, GAPS[dtype])
 
         assert_equal_but_for_ties(found, wanted, tie_at)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sampled"])
+def test_on_native_kernels_not_a_bit_depends_on_the_crowd(
+    kind: str, prompts: list[list[int]], make_config: MakeConfig, w8a8_dir: Path
+) -> None:
+    """Alone with one thread, in a crowd with two: no tie is forgiven."""
+    draw = random.Random(kind)
+    requests = greedy(prompts) if kind == "greedy" else sampled(prompts, draw)
+    alone, crowded = (
+        replace(
+            make_config(w8a8_dir, dtype="int8", block_size=16, **pool),
+            kernels=KernelConfig(backend="cpu", threads=threads),
+        )
+        for threads, pool in ((1, {}), (2, {"blocks": 9, "token_budget": 16}))
+    )
+    core = EngineCore.from_config(alone)
+    wanted = [tokens for each in requests for tokens in run(core, [each])]
+    try:
+        assert crowd(EngineCore.from_config(crowded), requests, draw) == wanted
+    finally:
+        torch.set_num_threads(1)
 
 
 def may_be_drawn(
