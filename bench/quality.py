@@ -1,6 +1,6 @@
 """Quality of compression methods: held-out loss of a model whose weights were compressed.
 
-    python -m bench.quality --model DIR --calibration train.txt --data val.txt [--quick]
+    python -m bench.quality [--model DIR] [--calibration TEXT...] [--data TEXT...] [--quick]
 
 All methods round to the same grid (groups of 32, symmetric), keep head and embedding, are
 calibrated on the same text layer by layer, and are run with float32 activations. A method's
@@ -37,6 +37,9 @@ from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint
 
 EMBEDDED = Path(__file__).parents[1] / "server" / "assets" / "venturi-mini"
+# Text beside the repository, where a developer has it.
+TEXTS = Path(__file__).parents[2] / "shared" / "data"
+TOPICS = ("dialogue", "math", "shell", "storybook", "trivia")
 GROUP, RESAMPLES, BATCH = 32, 4000, 16
 
 
@@ -278,13 +281,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=EMBEDDED)
-    parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="text or JSONL")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="held-out text")
+    calibration = [TEXTS / "train" / f"{topic}.txt" for topic in TOPICS]
+    held_out = [TEXTS / f"{topic}-val.txt" for topic in TOPICS]
+    parser.add_argument("--calibration", type=Path, nargs="+", default=calibration, metavar="TEXT")
+    parser.add_argument("--data", type=Path, nargs="+", default=held_out, help="held-out text")
     parser.add_argument("--documents", type=int, default=160)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="tokens of a document or sample")
     parser.add_argument("--quick", action="store_true", help="few methods, little text")
-    parser.add_argument("--only", nargs="+", choices=methods(), help="methods, for trials")
+    names = {"choices": methods(), "metavar": "METHOD"}
+    parser.add_argument("--only", nargs="+", help="methods, for trials", **names)
     parser.add_argument("--threads", type=int, default=1, help="1 is best for small models")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
