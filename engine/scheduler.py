@@ -16,6 +16,7 @@ from engine.config import SchedulerConfig
 from engine.counts import Counts
 from engine.endings import ending, expiry
 from engine.errors import InvalidRequest
+from engine.preemption import cheapest
 from engine.speculation import add_drafts
 from engine.speed import StepSpeed
 from engine.types import (
@@ -105,7 +106,8 @@ class Scheduler:
         for sequence in [s for s in self._running if s.uncomputed == 1]:
             if sequence in self._running and self._make_room(sequence, items):
                 items.append(ScheduledSequence(sequence, 1))
-        items = add_drafts(items, self._config, self._blocks)
+        waits = bool(self._waiting)
+        items = add_drafts(items, self._config, self._blocks, self._running, waits=waits)
         budget = self._prompt_budget(sum(item.rows for item in items))
         for sequence in [s for s in self._running if s.uncomputed > 1]:
             length = min(sequence.uncomputed, budget)
@@ -117,8 +119,6 @@ class Scheduler:
 
     def commit(self, batch: ScheduledBatch, result: StepResult, now: float) -> StepOutput:
         """Takes in the step's result; what it was measured to take is remembered."""
-        prompt_tokens = sum(item.length for item in batch.items if item.length > 1)
-        self._speed.observe(now - self._step_began, prompt_tokens)
         output = StepOutput(prompts=result.prompts)
         for index, (item, token) in enumerate(zip(batch.items, result.tokens, strict=True)):
             sequence, samples = item.sequence, item.samples
@@ -130,6 +130,9 @@ class Scheduler:
                 logprobs = result.logprobs.get(index)
                 if self._append(sequence, token, logprobs, now, output) and item.drafts:
                     self._accept(item, result.after_drafts[index], now, output)
+        prompt_tokens = sum(item.length for item in batch.items if item.length > 1)
+        each = len(output.tokens) / max(1, len(batch.items))
+        self._speed.observe(now - self._step_began, prompt_tokens, each)
         return output
 
     def fail(self, batch: ScheduledBatch, message: str, now: float) -> list[Finished]:
@@ -197,7 +200,7 @@ class Scheduler:
         lower = [s for s in self._running if s.request.priority < first.request.priority]
         full = len(self._running) >= self._config.max_sequences
         while lower and (full or not self._fits(first)):
-            victim = _cheapest(lower)
+            victim = cheapest(lower)
             lower.remove(victim)
             self._preempt(victim)
             full = False
@@ -206,7 +209,7 @@ class Scheduler:
         """Grows the table by the next token; False if the sequence itself had to give way."""
         tokens = sequence.computed + 1
         while not self._blocks.can_grow(sequence.block_table, tokens):
-            victim = _cheapest(self._running)
+            victim = cheapest(self._running)
             self._preempt(victim)
             items[:] = [item for item in items if item.sequence is not victim]
             if victim is sequence:
@@ -291,6 +294,8 @@ class Scheduler:
                 break
             accepted += 1
             sequence.computed += 1
+            if token >= 0:
+                self._register_full_blocks(sequence)
             if not self._append(sequence, token, None, now, output):
                 break
         self._counts.drafted += len(item.drafts)
@@ -343,8 +348,3 @@ class Scheduler:
         queue.remove(sequence)
         self._blocks.release(sequence.block_table)
         return sequence.end(reason, now, stop=stop, message=message, retry_after_s=retry_after_s)
-
-
-def _cheapest(sequences: list[Sequence]) -> Sequence:
-    """Of the lowest priority, the one with fewest tokens to compute again; of equals the last."""
-    return min(reversed(sequences), key=lambda s: (s.request.priority, s.computed))

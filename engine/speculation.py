@@ -15,13 +15,21 @@ _MOST_ROWS = 16
 
 
 def add_drafts(
-    decodes: list[ScheduledSequence], config: SchedulerConfig, blocks: BlockManager
+    decodes: list[ScheduledSequence],
+    config: SchedulerConfig,
+    blocks: BlockManager,
+    running: list[Sequence],
+    *,
+    waits: bool,
 ) -> list[ScheduledSequence]:
     """``decodes``, of one token each, with drafts within the step's bounds.
 
-    Drafts never take blocks that a running sequence may need for its next token.
+    Drafts never take blocks that one of the ``running`` sequences may need for its next token,
+    and while a prompt is computed or ``waits``, not all of the budget.
     """
-    rows = min(_MOST_ROWS, config.token_budget) - len(decodes)
+    prompts = waits or any(sequence.uncomputed > 1 for sequence in running)
+    budget = config.token_budget - (blocks.block_size if prompts else 0)
+    rows = min(_MOST_ROWS, budget) - len(decodes)
     if config.speculative_tokens < 1 or rows < 1:
         return decodes
     items: list[ScheduledSequence] = []
@@ -32,7 +40,7 @@ def add_drafts(
         drafts = sequence.drafter.draft(sequence.tokens, room)
         tokens = len(sequence.tokens) + len(drafts)
         missing = blocks.missing_blocks(sequence.block_table, tokens)
-        if drafts and missing + len(decodes) <= blocks.available_blocks:
+        if drafts and missing + len(running) <= blocks.available_blocks:
             blocks.grow(sequence.block_table, tokens)
             rows -= len(drafts)
             items.append(replace(item, drafts=tuple(drafts)))

@@ -8,20 +8,28 @@ _ENOUGH_PROMPT_TOKENS = 32
 
 
 class StepSpeed:
-    """A step takes ``decode_s`` and ``prompt_token_s`` for each prompt token in it."""
+    """A step takes ``decode_s`` and ``prompt_token_s`` for each prompt token in it.
+
+    A sequence gets a token every ``token_s``: a step gives it several where drafts are right.
+    """
 
     def __init__(self) -> None:
         self.decode_s: float | None = None
+        self.token_s: float | None = None
         self.prompt_token_s: float | None = None
         self._last_prompt_token_s = 0.0
 
     def __repr__(self) -> str:
         return f"<StepSpeed decode {self.decode_s} s, prompt token {self.prompt_token_s} s>"
 
-    def observe(self, seconds: float, prompt_tokens: int) -> None:
-        """Takes in a step. Small chunks tell only that prompts are no slower than that."""
+    def observe(self, seconds: float, prompt_tokens: int, tokens_each: float = 1.0) -> None:
+        """Takes in a step, in which a sequence got ``tokens_each`` on average.
+
+        Small chunks tell only that prompts are no slower than that.
+        """
         if prompt_tokens == 0:
             self.decode_s = _average(self.decode_s, seconds)
+            self.token_s = _average(self.token_s, seconds / max(1.0, tokens_each))
         elif prompt_tokens >= _ENOUGH_PROMPT_TOKENS:
             per_token = max(0.0, seconds - (self.decode_s or 0.0)) / prompt_tokens
             self.prompt_token_s = _average(self.prompt_token_s, per_token)
@@ -51,7 +59,7 @@ class StepSpeed:
         endless = not (stopping.eos_token_ids or stopping.stop_token_ids)
         steps = stopping.max_tokens if endless else max(1, stopping.min_tokens)
         prompt_s = (tokens_before + len(request.prompt)) * (self.prompt_token_s or 0.0)
-        return prompt_s + steps * (self.decode_s or 0.0)
+        return prompt_s + steps * (self.token_s or 0.0)
 
 
 def _average(old: float | None, new: float) -> float:

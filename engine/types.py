@@ -313,8 +313,8 @@ class EngineStats:
     preemptions: int
     cached_tokens: int
     recomputed_tokens: int
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
+    drafted_tokens: int
+    accepted_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,8 @@ _IDLE = EngineStats(
     preemptions=0,
     cached_tokens=0,
     recomputed_tokens=0,
+    drafted_tokens=0,
+    accepted_tokens=0,
 )
 
 

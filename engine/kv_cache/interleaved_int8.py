@@ -7,13 +7,12 @@ processor's dot products of four bytes take them; values lie [S, D]. D is padded
 to whole vectors.
 """
 
-import mmap
-
 import torch
 from torch import Tensor
 
 from engine.kernels.cpu.kv import KvPages, write_kv
 from engine.kernels.cpu.library import address, kernels
+from engine.kernels.cpu.memory import aligned_empty
 from engine.kv_cache.base import KvShape
 
 LANES = 16
@@ -33,8 +32,8 @@ class InterleavedInt8KvCache:
         self.kernel = kernels().name
         self._padded_dim = _padded(shape.head_dim)
         size = (shape.layers, num_blocks, shape.kv_heads)
-        self.pages = _huge_zeros((*size, 2 * shape.block_size * self._padded_dim), torch.uint8)
-        self.scales = _huge_zeros((*size, 2, shape.block_size), torch.float32)
+        self.pages = _allocate((*size, 2 * shape.block_size * self._padded_dim), torch.uint8)
+        self.scales = _allocate((*size, 2, shape.block_size), torch.float32)
         self.layers = tuple(self._layer(layer) for layer in range(shape.layers))
 
     @staticmethod
@@ -82,18 +81,9 @@ def _padded(head_dim: int) -> int:
     return -(-head_dim // LANES) * LANES
 
 
-def _huge_zeros(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in huge pages where the system has them: attention jumps from block to block.
-
-    Raises ``RuntimeError`` where there is no memory, as torch does.
-    """
-    nbytes = torch.Size(size).numel() * dtype.itemsize
-    try:
-        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError) as error:
-        raise RuntimeError(f"no memory for {nbytes} bytes") from error
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(size)
+def _allocate(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised: nothing is read where nothing was written."""
+    return aligned_empty(torch.Size(size).numel() * dtype.itemsize).view(dtype).view(size)
 
 
 def _scaled(x_BPJSD: Tensor, scales_BPJS: Tensor, context_lens_B: Tensor) -> Tensor:

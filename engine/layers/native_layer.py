@@ -42,7 +42,7 @@ class NativeLayer:
     ) -> "NativeLayer | None":
         """None where the layer has a part that has no fused form."""
         attention, mlp = weights.attention, weights.mlp
-        if not isinstance(mlp, MlpWeights):
+        if not isinstance(mlp, MlpWeights) or (spec.parallel and spec.residual_scale != 1.0):
             return None
         linears = {"qkv": attention.qkv, "o": attention.o, "up": mlp.up, "down": mlp.down}
         matrices = {name: _matrix(linear) for name, linear in linears.items()}

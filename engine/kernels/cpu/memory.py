@@ -2,6 +2,7 @@
 
 import mmap
 import threading
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,16 +15,21 @@ def aligned_empty(nbytes: int) -> Tensor:
     """uint8 [nbytes], beginning at a cache line; given back with the tensor.
 
     Large ones lie in huge pages, which spare look-ups of addresses. What would fill only a part
-    of such a page stays in small ones.
+    of such a page stays in small ones. Raises ``RuntimeError`` where there is no memory, as
+    torch does.
     """
     if nbytes < _HUGE_PAGE:
         whole = torch.empty(nbytes + _LINE, dtype=torch.uint8)
         begin = -whole.data_ptr() % _LINE
         return whole[begin : begin + nbytes]
-    pages = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise RuntimeError(f"no memory for {nbytes} bytes") from error
     whole = torch.frombuffer(pages, dtype=torch.uint8)
     begin = -whole.data_ptr() % _HUGE_PAGE
-    pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE_PAGE * _HUGE_PAGE)
+    with suppress(OSError):  # a kernel may have no huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE_PAGE * _HUGE_PAGE)
     return whole[begin : begin + nbytes]
 
 

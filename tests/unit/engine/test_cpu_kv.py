@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.errors import ModelLoadError
 from engine.kernels.cpu.kv import rotate_and_write
-from engine.kv_cache import InterleavedInt8KvCache, KvShape
+from engine.kv_cache import InterleavedInt8KvCache, KvShape, cache_class
+from engine.kv_cache.fp32 import Fp32KvCache
 from engine.kv_cache.int8 import Int8KvCache
 from engine.layers.rotary import Rotary, rotate_part
 from engine.models.spec import RopeSpec
@@ -29,7 +31,7 @@ def slots(block_size: int) -> Tensor:
 
 
 def assert_same(native: InterleavedInt8KvCache, plain: Int8KvCache) -> None:
-    where = (1, torch.tensor([TABLE, TABLE[::-1]]), torch.tensor([TOKENS, 5]))
+    where = (1, torch.tensor([TABLE, TABLE]), torch.tensor([TOKENS, 5]))
     for found, wanted in zip(native.read(*where), plain.read(*where), strict=True):
         assert torch.equal(found, wanted)
 
@@ -95,3 +97,48 @@ def test_padding_is_never_read() -> None:
     keys, values = native.read(1, torch.tensor([TABLE]), torch.tensor([TOKENS]))
     assert keys.shape == values.shape == (1, 3, 80, 10)
     assert torch.allclose(keys[0, :, :TOKENS].transpose(0, 1), k, atol=0.02)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_vector_that_is_not_finite_stays_so_and_alone(bad: float) -> None:
+    shape = shape_of(24)
+    native = InterleavedInt8KvCache(shape, 5)
+    k, v = randn(TOKENS, 3, 24), randn(TOKENS, 3, 24, seed=1)
+    k[20, 1, 23] = v[30, 2, 0] = bad
+    native.write(1, k, v, slots(16))
+    keys, values = native.read(1, torch.tensor([TABLE]), torch.tensor([TOKENS]))
+    for x, where in ((keys, [[1, 20]]), (values, [[2, 30]])):
+        assert (~torch.isfinite(x[0]).all(-1)).nonzero().tolist() == where
+
+
+def test_what_an_earlier_owner_left_never_shows() -> None:
+    shape = shape_of(24)
+    native = InterleavedInt8KvCache(shape, 5)
+    stale = torch.full((TOKENS, 3, 24), torch.nan)
+    native.write(1, stale, stale, slots(16))
+    k, v = randn(6, 3, 24), randn(6, 3, 24, seed=1)
+    native.write(1, k, v, slots(16)[:6])
+    tables, lengths = torch.tensor([TABLE[:2], TABLE[1:3]]), torch.tensor([6, 0])
+    keys, values = native.read(1, tables, lengths)
+    for found, written in ((keys, k), (values, v)):
+        assert torch.allclose(found[0, :, :6].transpose(0, 1), written, atol=0.02)
+        assert not bool(found[0, :, 6:].any())
+        assert not bool(found[1].any())
+
+
+@pytest.mark.parametrize("head_dim", [1, 16, 24, 80])
+def test_block_bytes_are_those_in_memory(head_dim: int) -> None:
+    shape = shape_of(head_dim, 32)
+    cache = InterleavedInt8KvCache(shape, 7)
+    assert cache.nbytes == 7 * InterleavedInt8KvCache.block_bytes(shape)
+
+
+def test_the_backend_and_the_blocks_choose_the_cache(caplog: pytest.LogCaptureFixture) -> None:
+    assert cache_class("int8", "cpu", 16) is InterleavedInt8KvCache
+    assert cache_class("int8", "torch", 16) is Int8KvCache
+    assert cache_class("fp32", "cpu", 16) is Fp32KvCache
+    assert not caplog.records
+    assert cache_class("int8", "cpu", 24) is Int8KvCache
+    assert "24 tokens are no multiple of 16" in caplog.text
+    with pytest.raises(ModelLoadError, match="fp8"):
+        cache_class("fp8", "cpu", 16)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from engine import batch as batches
+from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
-from engine.kernels.cpu.library import load
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 from engine.layers.attention import AttentionWeights, Step
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
@@ -57,11 +57,9 @@ LAYERS = {
 NORMS = [(True, False, False), (True, True, False), (False, True, False), (False, False, True)]
 BLOCK = 16
 
-pytestmark = pytest.mark.skipif(not load(), reason="the native kernels are not built")
-
 
 class Weights:
-    """Random ones, of odd sizes; ``bits`` of the matrices."""
+    """Random ones, of odd sizes; ``make`` makes the matrices."""
 
     def __init__(self, seed: int, make: Callable[[Tensor, Tensor | None], Linear]) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -105,6 +103,13 @@ def int8(weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
     scale_N = weight_NK.abs().amax(1) / 127
     q_NK = (weight_NK / scale_N[:, None]).round().to(torch.int8)
     return make_linear(Int8Weight(q_NK, scale_N), "cpu", bias_N)
+
+
+def int4(weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+    columns = weight_NK.shape[1]
+    scale_NG = weight_NK.abs().amax(1, keepdim=True).repeat(1, -(-columns // 32)) / 7
+    q_NK = (weight_NK / scale_NG[:, :1]).round().to(torch.int8)
+    return make_linear(GroupedWeight(q_NK, scale_NG, None, 32), "cpu", bias_N)
 
 
 def traffic(seed: int) -> list[ScheduledBatch]:
@@ -157,8 +162,8 @@ def test_it_is_bit_equal_to_the_kernels_one_by_one(
     if spec.parallel:
         norms = (True, False, False)  # what families with parallel branches have
     rope_dim = 8 if name in ("partial rotary", "one head") else spec.head_dim
-    for seed, bias in enumerate((False, True)):
-        weights = Weights(seed, int8).layer(spec, norms, bias)
+    for seed, (make, bias) in enumerate(((int8, False), (int8, True), (int4, False))):
+        weights = Weights(seed, make).layer(spec, norms, bias)
         native = NativeLayer.make(spec, weights, 0, rope_dim)
         assert native is not None
         wanted = outputs(compose(spec, weights, 0, rope_dim, "cpu"), spec, rope_dim)

@@ -153,16 +153,45 @@ def test_a_step_has_no_more_rows_than_its_bounds(make_request: MakeRequest) -> N
 
 
 def test_drafts_take_no_block_that_a_decode_needs(make_request: MakeRequest) -> None:
-    """Two sequences fill the pool to the last block: nobody is preempted for a guess."""
-    counts = []
+    """The pool cannot hold both ends: drafts preempt nobody sooner than plain decoding does."""
+    for blocks in (7, 8, 9, 10):
+        counts = []
+        for most in (0, 4):
+            core = make_core(Circle(num_blocks=blocks), most)
+            for name in "ab":
+                core.submit(make_request(name, CIRCLE, 9))
+            tokens, _ = run(core)
+            assert len(tokens) == 18
+            counts.append(core.stats().preemptions)
+        assert counts[1] <= counts[0], f"{blocks} blocks"
+
+
+def test_prompts_go_on_beside_drafts(make_request: MakeRequest) -> None:
+    """A step whose budget drafts would fill keeps a block's tokens for a prompt."""
+    for most in (0, 4, 16):
+        core = make_core(Circle(num_blocks=128), most, token_budget=16)
+        for name in "abc":
+            core.submit(make_request(name, CIRCLE, 150))
+        for _ in range(6):
+            core.step()
+        core.submit(make_request("late", 12, 1))
+        steps = 0
+        while not any(event.id == "late" for event in core.step().tokens):
+            steps += 1
+        assert steps <= 3
+        run(core)
+
+
+def test_blocks_that_drafts_filled_are_found_again(make_request: MakeRequest) -> None:
+    cached = []
     for most in (0, 4):
-        core = make_core(Circle(num_blocks=10), most)
-        for name in "ab":
-            core.submit(make_request(name, CIRCLE, 9))
+        core = make_core(Circle(), most)
+        core.submit(make_request("a", CIRCLE, 13, cache_salt="same"))
         tokens, _ = run(core)
-        assert len(tokens) == 18
-        counts.append(core.stats().preemptions)
-    assert counts == [0, 0]
+        core.submit(make_request("b", [*CIRCLE, *tokens, 1], 1, cache_salt="same"))
+        run(core)
+        cached.append(core.stats().cached_tokens)
+    assert cached[0] == cached[1] > 16
 
 
 def test_logits_that_are_not_finite_behind_a_right_draft_fail_the_request(

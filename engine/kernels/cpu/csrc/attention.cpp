@@ -22,7 +22,7 @@ VENTURI_INLINE int64_t row_offset(const AttentionArgs& args, const Block& block,
 }
 
 // Rounds a block's queries.
-static Rows make_rows(const AttentionArgs& args, const Block& block, const Scratch& scratch) {
+static QueryRows make_rows(const AttentionArgs& args, const Block& block, const Scratch& scratch) {
     const int count = block_rows(args, block), dim = args.kv.padded_dim;
     for (int row = 0; row < count; ++row) {
         int8_t* const q = scratch.q + (int64_t)row * dim;
@@ -43,8 +43,8 @@ static Rows make_rows(const AttentionArgs& args, const Block& block, const Scrat
 }
 
 // Those of one KV head.
-VENTURI_INLINE Rows part_of(const Rows& rows, int begin, int count) {
-    Rows part = rows;
+VENTURI_INLINE QueryRows part_of(const QueryRows& rows, int begin, int count) {
+    QueryRows part = rows;
     part.count = count;
     part.q += (int64_t)begin * rows.padded_dim;
     part.offsets += begin;
@@ -114,13 +114,13 @@ static void finish(const AttentionArgs& args, const Block& block, const Partial&
 }
 
 // A thread's chunks of a block.
-struct Share {
+struct BlockShare {
     Block block;
     Range chunks;
 };
 
 // What is read after a chunk for a head, `soon` being what the thread does next; null: nothing.
-static const Chunk* find_next(const AttentionArgs& args, const Share& share, const Share* soon,
+static const Chunk* find_next(const AttentionArgs& args, const BlockShare& share, const BlockShare* soon,
                               int64_t index, int head, Chunk& chunk) {
     const Block& block = share.block;
     if (head + 1 < block.kv_heads) {
@@ -135,10 +135,10 @@ static const Chunk* find_next(const AttentionArgs& args, const Share& share, con
     return &chunk;
 }
 
-static void attend_share(const AttentionArgs& args, const Share& share, const Share* soon,
+static void attend_share(const AttentionArgs& args, const BlockShare& share, const BlockShare* soon,
                          const Scratch& scratch) {
     const Block& block = share.block;
-    const Rows rows = make_rows(args, block, scratch);
+    const QueryRows rows = make_rows(args, block, scratch);
     const int count = head_rows(args, block), dim = rows.padded_dim;
     const bool begins = share.chunks.begin == block.chunk_begin;
     if (begins) clear(scratch.running(), rows.count, dim);
@@ -157,20 +157,20 @@ static void attend_share(const AttentionArgs& args, const Share& share, const Sh
     if (begins && share.chunks.end == block.chunk_end) finish(args, block, scratch.running());
 }
 
-int64_t attention_scratch(const AttentionArgs& args, int threads) {
-    return scratch_size(args, threads).bytes * threads;
+int64_t attention_scratch(const AttentionArgs& args) {
+    return scratch_size(args).bytes * args.threads;
 }
 
 void attention_chunks(const AttentionArgs& args, int thread, int threads) {
-    const int64_t total = for_blocks(args, threads, [](const Block&) {});
-    const Scratch scratch = thread_scratch(args, thread, threads);
+    const int64_t total = for_blocks(args, [](const Block&) {});
+    const Scratch scratch = thread_scratch(args, thread);
     // One behind, so that the next one's memory can be asked for.
-    Share share{};
+    BlockShare share{};
     bool waiting = false;
-    for_blocks(args, threads, [&](const Block& block) {
+    for_blocks(args, [&](const Block& block) {
         const Range mine = thread_chunks(block, total, thread, threads);
         if (mine.begin >= mine.end) return;
-        const Share soon{block, mine};
+        const BlockShare soon{block, mine};
         if (waiting) attend_share(args, share, &soon, scratch);
         share = soon;
         waiting = true;
@@ -180,15 +180,15 @@ void attention_chunks(const AttentionArgs& args, int thread, int threads) {
 
 void attention_merge(const AttentionArgs& args, int thread, int threads) {
     if (threads == 1) return;
-    const int64_t total = for_blocks(args, threads, [](const Block&) {});
-    const Scratch scratch = thread_scratch(args, thread, threads);
-    for_blocks(args, threads, [&](const Block& block) {
+    const int64_t total = for_blocks(args, [](const Block&) {});
+    const Scratch scratch = thread_scratch(args, thread);
+    for_blocks(args, [&](const Block& block) {
         Range taken = thread_chunks(block, total, thread, threads);
         const bool began = taken.begin == block.chunk_begin && taken.begin < taken.end;
         if (!began || taken.end == block.chunk_end) return;
         const Partial running = scratch.running();
         for (int other = thread + 1; taken.end < block.chunk_end; ++other) {
-            const Scratch theirs = thread_scratch(args, other, threads);
+            const Scratch theirs = thread_scratch(args, other);
             taken = thread_chunks(block, total, other, threads);
             for (int64_t i = 0; i < taken.end - taken.begin; ++i)
                 merge(running, theirs.later(i), block_rows(args, block), args.kv.padded_dim);
@@ -202,7 +202,7 @@ void attention_merge(const AttentionArgs& args, int thread, int threads) {
 using namespace VENTURI_NAMESPACE;
 
 VENTURI_EXPORT(venturi_attention_scratch)(AttentionArgs* args) {
-    args->scratch_bytes = attention_scratch(*args, (int)args->threads);
+    args->scratch_bytes = attention_scratch(*args);
 }
 
 VENTURI_EXPORT(venturi_attention)(const AttentionArgs* args) {

@@ -32,7 +32,7 @@ struct AttentionArgs {
     uint8_t* scratch;     // attention_scratch bytes, at a multiple of 64
     int64_t q_stride, out_stride, sequence_count;
     int64_t scratch_bytes;  // what attention_scratch says
-    int64_t threads;
+    int64_t threads;  // that may come: how the work is cut must not depend on how many do
     int32_t heads;
     int32_t window;  // positions that a row sees, its own among them; 0: all
     float scale;     // of q.k
@@ -40,7 +40,7 @@ struct AttentionArgs {
 };
 
 // Bytes of scratch, from the sequences, heads and KvPages of args.
-int64_t attention_scratch(const AttentionArgs& args, int threads);
+int64_t attention_scratch(const AttentionArgs& args);
 
 // Two phases: the second finishes the blocks of rows that several threads shared.
 void attention_chunks(const AttentionArgs& args, int thread, int threads);

@@ -7,7 +7,7 @@
 
 namespace VENTURI_NAMESPACE {
 
-// Rows of some neighbouring tokens of a sequence, for some neighbouring KV heads: those of the
+// QueryRows of some neighbouring tokens of a sequence, for some neighbouring KV heads: those of the
 // first KV head's group first, by token, then those of the next.
 struct Block {
     const AttentionSequence* sequence;
@@ -30,8 +30,8 @@ VENTURI_INLINE int block_tokens(const AttentionArgs& args) {
 // one after the other reads memory in longer runs; but there must be chunks enough for all
 // threads, and a prompt's rows are many with one.
 VENTURI_INLINE int block_heads(const AttentionArgs& args, const AttentionSequence& sequence,
-                               int64_t chunks, int threads) {
-    if (chunks < 8 * threads) return 1;
+                               int64_t chunks) {
+    if (chunks < 8 * args.threads) return 1;
     const int tokens = sequence.rows < block_tokens(args) ? sequence.rows : block_tokens(args);
     const int heads = kBlockRows / (tokens * group_size(args));
     return heads < 1 ? 1 : heads < args.kv.kv_heads ? heads : args.kv.kv_heads;
@@ -67,7 +67,7 @@ VENTURI_INLINE Block make_block(const AttentionArgs& args, const AttentionSequen
     const int begin = args.window && first >= args.window ? first - args.window + 1 : 0;
     block.chunk_begin = begin / kChunk;
     block.chunk_end = (int)ceil_div(end, kChunk);
-    // Rows by groups of positions, and what each costs beside that.
+    // QueryRows by groups of positions, and what each costs beside that.
     const int64_t groups = ceil_div(end - begin, kLanes);
     const int64_t share = ceil_div(groups, block.chunk_end - block.chunk_begin);
     block.cost = (share + 2) * (head_rows(args, block) + 4) * kv_heads;
@@ -76,12 +76,12 @@ VENTURI_INLINE Block make_block(const AttentionArgs& args, const AttentionSequen
 
 // Calls f(block) for all blocks in their order; returns the cost of all.
 template <typename F>
-static int64_t for_blocks(const AttentionArgs& args, int threads, const F& f) {
+static int64_t for_blocks(const AttentionArgs& args, const F& f) {
     const int64_t chunks = all_chunks(args);
     int64_t start = 0;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
         const AttentionSequence& sequence = args.sequences[s];
-        const int most = block_heads(args, sequence, chunks, threads);
+        const int most = block_heads(args, sequence, chunks);
         for (int head = 0; head < args.kv.kv_heads; head += most) {
             const int left = args.kv.kv_heads - head, heads = left < most ? left : most;
             for (int token = 0; token < sequence.rows; token += block_tokens(args)) {
@@ -132,23 +132,23 @@ struct ScratchSize {
     int64_t bytes;  // for each thread
 };
 
-VENTURI_INLINE ScratchSize scratch_size(const AttentionArgs& args, int threads) {
+VENTURI_INLINE ScratchSize scratch_size(const AttentionArgs& args) {
     const int64_t all = all_chunks(args), dim = args.kv.padded_dim;
     int64_t rows = 0, chunks = 0;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
         const AttentionSequence& sequence = args.sequences[s];
-        const int heads = block_heads(args, sequence, all, threads);
+        const int heads = block_heads(args, sequence, all);
         const int own = block_rows(args, make_block(args, sequence, 0, heads, 0, 0));
         if (own > rows) rows = own;
         if (context_chunks(sequence) > chunks) chunks = context_chunks(sequence);
     }
-    if (threads == 1) chunks = 0;
+    if (args.threads == 1) chunks = 0;
     const int64_t floats = 4 * rows + kTogether * kChunk + (2 + chunks) * rows * (dim + 2);
     return {rows, chunks, ceil_div(rows * dim + 4 * floats, 64) * 64};
 }
 
-VENTURI_INLINE Scratch thread_scratch(const AttentionArgs& args, int thread, int threads) {
-    const ScratchSize size = scratch_size(args, threads);
+VENTURI_INLINE Scratch thread_scratch(const AttentionArgs& args, int thread) {
+    const ScratchSize size = scratch_size(args);
     const int64_t dim = args.kv.padded_dim, rows = size.rows;
     uint8_t* const q = args.scratch + thread * size.bytes;
     float* const floats = (float*)(q + rows * dim);

@@ -13,7 +13,7 @@ constexpr int kChunk = 256;
 constexpr int kGroups = kChunk / kLanes;
 constexpr float kInfinity = __builtin_inff();
 
-// Rows that share a load, and vectors of values that one pass over a chunk sums up: as many
+// QueryRows that share a load, and vectors of values that one pass over a chunk sums up: as many
 // sums as registers hold.
 constexpr int kTogether = 8;
 constexpr int kVectors = 2;
@@ -26,7 +26,7 @@ struct Partial {
 };
 
 // A block of rows, its queries in INT8.
-struct Rows {
+struct QueryRows {
     int count, padded_dim;
     const int8_t* q;         // [count][padded_dim]
     const int32_t* offsets;  // -128 * sum of q: takes back what keys + 128 bring too much
@@ -58,7 +58,7 @@ VENTURI_INLINE F16 keep(F16 x, int low, int high, float rest) {
 }
 
 template <int N>
-static void score_rows(const Rows& rows, int row, const KvGroup& group, float* scores) {
+static void score_rows(const QueryRows& rows, int row, const KvGroup& group, float* scores) {
     const int quads = rows.padded_dim / 4;
     const int8_t* const q = rows.q + (int64_t)row * rows.padded_dim;
     I16 sums[N];
@@ -107,7 +107,7 @@ struct Seen {
     int low, high;
 };
 
-VENTURI_INLINE Seen seen_by(const Rows& rows, int row, const Chunk& chunk) {
+VENTURI_INLINE Seen seen_by(const QueryRows& rows, int row, const Chunk& chunk) {
     const int last = rows.places[row] - chunk.first;
     const int low = rows.window && last >= rows.window ? last - rows.window + 1 : 0;
     const int high = last < kChunk ? last + 1 : kChunk;
@@ -116,7 +116,7 @@ VENTURI_INLINE Seen seen_by(const Rows& rows, int row, const Chunk& chunk) {
 }
 
 // Caps and masks a row's scores; returns the largest.
-static float shape_scores(const Rows& rows, int row, const Chunk& chunk, Seen seen, float* scores) {
+static float shape_scores(const QueryRows& rows, int row, const Chunk& chunk, Seen seen, float* scores) {
     F16 top = splat(-kInfinity);
     for (int g = seen.low / kLanes; g * kLanes < seen.high; ++g) {
         const int from = g * kLanes;
@@ -151,7 +151,7 @@ static float soften(const Chunk& chunk, Seen seen, float top, float* scores) {
 }
 
 template <int N>
-static void attend_rows(const Rows& rows, int row, const Chunk& chunk, const Chunk* next,
+static void attend_rows(const QueryRows& rows, int row, const Chunk& chunk, const Chunk* next,
                         float* scores, const Partial& to) {
     for (int g = chunk.begin; g < chunk.end; ++g)
         score_rows<N>(rows, row, chunk.groups[g], scores + g * kLanes);
@@ -171,7 +171,7 @@ static void attend_rows(const Rows& rows, int row, const Chunk& chunk, const Chu
 
 // All rows of a block; a row that sees nothing of the chunk gets the sum 0. `scores` holds
 // kTogether * kChunk floats.
-static void attend_chunk(const Rows& rows, const Chunk& chunk, const Chunk* next, float* scores,
+static void attend_chunk(const QueryRows& rows, const Chunk& chunk, const Chunk* next, float* scores,
                          const Partial& to) {
     for (int row = 0; row < rows.count; row += kTogether) {
         switch (rows.count - row) {

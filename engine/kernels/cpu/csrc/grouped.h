@@ -20,7 +20,7 @@ struct GroupedWeights {
     const float* bias;
     int64_t outs;     // N
     int64_t columns;  // K
-    int64_t group;    // a multiple of 16; the last group is padded
+    int64_t group;    // a multiple of 32; the last group is padded
     int64_t bits;
     int64_t scale_type;
     int64_t has_zeros;

@@ -36,6 +36,7 @@ static AttentionArgs attention_args(const LayerStep& s, const Buffers& b) {
     args.q_stride = outs(l.qkv);
     args.out_stride = inner;
     args.sequence_count = s.sequence_count;
+    args.threads = s.threads;
     args.heads = l.heads;
     args.window = l.window;
     args.scale = l.scale;
@@ -66,7 +67,7 @@ static int64_t lay_out(const LayerStep& s, uint8_t* base, Buffers& b) {
     b.q = (int8_t*)take(s.tokens * width);
     b.scale = (float*)take(floats);
     b.sums = (int32_t*)take(floats * parts);
-    b.attention = take(attention_scratch(attention_args(s, b), (int)s.threads));
+    b.attention = take(attention_scratch(attention_args(s, b)));
     return used;
 }
 

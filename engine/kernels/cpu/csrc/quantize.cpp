@@ -3,7 +3,6 @@
 
 using namespace VENTURI_NAMESPACE;
 
-// Mirrored in linear.py.
 struct QuantizeArgs {
     const float* x;  // [M, K]
     Activations activations;
