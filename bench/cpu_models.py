@@ -1,4 +1,4 @@
-"""The random models that engines are compared on, and what recipes make of them, kept in a folder."""
+"""The random models that engines are compared on, and what recipes make of them, in a folder."""
 
 import json
 from pathlib import Path

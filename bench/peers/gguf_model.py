@@ -30,10 +30,8 @@ def write_gguf(folder: Path, file: Path) -> None:
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for name, values in _bfloat16_tensors(folder / "model.safetensors"):
         new, part = _renamed(name)
-        if part in heads:
-            halves = values.reshape(heads[part], 2, -1, values.shape[1])
-            values = halves.swapaxes(1, 2).reshape(values.shape)
-        writer.add_tensor(new, values if values.ndim == 1 else values.astype(np.float16))
+        paired = _paired(values, heads[part]) if part in heads else values
+        writer.add_tensor(new, paired if paired.ndim == 1 else paired.astype(np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -53,6 +51,11 @@ def _write_config(writer: Any, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_tokenizer_model("no_vocab")
+
+
+def _paired(values: Any, heads: int) -> Any:
+    halves = values.reshape(heads, 2, -1, values.shape[1])
+    return halves.swapaxes(1, 2).reshape(values.shape)
 
 
 def _renamed(name: str) -> tuple[str, str]:
