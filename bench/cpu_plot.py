@@ -74,7 +74,7 @@ def _frame(axes: _Axes, title: str) -> Iterator[str]:
         for tps in (10.0**power, 2 * 10.0**power, 5 * 10.0**power):
             _, y = axes.at(1, tps)
             if y >= _TOP:
-                yield f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#dddddd"/>'
+                yield f'<path d="M {_LEFT} {y:.1f} H {_RIGHT}" stroke="#dddddd"/>'
                 yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tps:g}</text>'
     middle = (_LEFT + _RIGHT) / 2
     yield f'<text x="{middle}" y="{_BOTTOM + 34}" text-anchor="middle">sequences</text>'
@@ -90,5 +90,5 @@ def _line(
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
     y = _TOP + 10 + 20 * row
     left = _RIGHT + 15
-    yield f'<line x1="{left}" y1="{y}" x2="{left + 24}" y2="{y}" stroke="{colour}" stroke-width="2"{dashes}/>'
+    yield f'<path d="M {left} {y} h 24" stroke="{colour}" stroke-width="2"{dashes}/>'
     yield f'<text x="{left + 30}" y="{y + 4}">{name}</text>'

@@ -11,6 +11,7 @@ from bench.cpu_engines import OURS, PEERS, Engine
 from bench.cpu_models import SHAPES, matrix_weights
 from bench.cpu_plot import plot
 from bench.cpu_results import Measured, Results
+from bench.cpu_server import STREAM_PROMPT
 from bench.cpu_targets import Target, targets
 
 _FIGURES = ("prefill", "decode1", "decode8", "decode32")
@@ -37,12 +38,13 @@ def _head(results: Results) -> Iterator[str]:
     yield ""
     yield "`python -m bench.cpu`: random weights, the same for all engines; greedy, prompts of"
     yield f"{results.prompt} tokens, {results.new} generated, {results.threads} threads; medians of"
-    yield f"{results.repeats} interleaved repetitions, in brackets largest less smallest in % of the"
-    yield "median. Decode is without the prefill part. How the peers are set up, and why that is fair,"
-    yield "is in [bench/peers.md](../peers.md)."
+    yield f"{results.repeats} interleaved repetitions, in brackets largest less smallest over the"
+    yield "median. Decode is without the prefill part. How the peers are set up, and why that is"
+    yield "fair, is in [bench/peers.md](../peers.md)."
     yield ""
     torch = importlib.metadata.version("torch")
-    yield f"Commit {results.commit}; {_cpu()}, {os.cpu_count()} cores, {platform.system()}; torch {torch}."
+    machine = f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}"
+    yield f"Commit {results.commit}; {machine}; torch {torch}."
     yield ""
     versions = {
         f"{engine}: {measured.version}; {_detail(measured)}"
@@ -82,11 +84,7 @@ def _cell(measured: Measured, name: str) -> str:
     if name not in measured.figures:
         return "-"
     value = measured.value(name)
-    return (
-        f"{value:.0f} ({measured.spread(name):.0%})"
-        if value >= 100
-        else (f"{value:.1f} ({measured.spread(name):.0%})")
-    )
+    return f"{value:.{0 if value >= 100 else 1}f} ({measured.spread(name):.0%})"
 
 
 def _speeds(results: Results, model: str) -> Iterator[str]:
@@ -132,8 +130,9 @@ def best_ratio(
 
 
 def _served(results: Results) -> Iterator[str]:
-    yield "Prompts of 64 tokens, speculation off, default coalescing; tokens/s from the requests to the"
-    yield "last token, over the engine's in process on the same work, and the client's CPU in cores."
+    yield f"Prompts of {STREAM_PROMPT} tokens, speculation off, default coalescing; tokens/s from"
+    yield "the requests to the last token; in brackets the share of the engine's in process on the"
+    yield "same work. The client's CPU is in cores, the memory is summed PSS."
     yield ""
     yield "| model | 1 | 8 | 32 | client's CPU at 32 | memory of all processes |"
     yield "|---|---|---|---|---|---|"
