@@ -6,7 +6,7 @@ ARGS ?=
 
 NATIVE := $(wildcard engine/kernels/cpu/csrc/*) engine/kernels/cpu/build.py hatch_build.py
 
-.PHONY: serve test check check-native protos bench clean
+.PHONY: serve test check check-native protos bench clean bench-peers
 
 serve: $(VENV)/serve.stamp
 	@$(BIN)/venturi serve $(ARGS)
@@ -28,6 +28,40 @@ check-native: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.serve $(ARGS)
+
+# What bench.cpu compares with, each in an environment of its own (bench/peers.md).
+PEERS ?= build/peers
+LLAMA := 0.3.36
+PEER_PIP := bin/pip install -q --disable-pip-version-check
+
+bench-peers: $(PEERS)/openvino/stamp $(PEERS)/ctranslate2/stamp $(PEERS)/llamacpp/stamp
+
+# optimum-intel asks for torchvision, which text models never use and which has to match torch.
+$(PEERS)/openvino/stamp: bench/peers/openvino.txt
+	$(PYTHON) -m venv $(@D)
+	nice -n 19 $(@D)/$(PEER_PIP) -r $<
+	$(@D)/bin/pip uninstall -q -y torchvision
+	@touch $@
+
+$(PEERS)/ctranslate2/stamp: bench/peers/ctranslate2.txt
+	$(PYTHON) -m venv $(@D)
+	nice -n 19 $(@D)/$(PEER_PIP) -r $<
+	@touch $@
+
+$(PEERS)/llamacpp/stamp: bench/peers/llamacpp.txt
+	$(PYTHON) -m venv $(@D)
+	nice -n 19 $(@D)/$(PEER_PIP) -r $<
+	$(@D)/$(subst install,download,$(PEER_PIP)) --no-deps --no-binary llama-cpp-python -d $(@D) \
+	  llama-cpp-python==$(LLAMA)
+	mkdir -p $(@D)/source
+	tar xzf $(@D)/llama_cpp_python-$(LLAMA).tar.gz -C $(@D)/source --strip-components 1
+	PATH="$(abspath $(@D))/bin:$$PATH" && \
+	cmake -S $(@D)/source/vendor/llama.cpp -B $(@D)/llama -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF \
+	  -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF && \
+	nice -n 19 cmake --build $(@D)/llama \
+	  --target llama-bench llama-batched-bench llama-quantize
+	@touch $@
 
 protos: $(VENV)/dev.stamp
 	$(BIN)/python scripts/gen_protos.py
