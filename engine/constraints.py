@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 _CACHED = 64
 _MAX_ERROR = 300
-# Without a bound a model that is not sure what comes next prints blanks until max_tokens.
-_WHITESPACE = r"[ \n\r\t]{1,16}"
+# One at most: a model that is not sure what comes next prints blanks wherever it may.
+_WHITESPACE = " "
 # All bytes as rows of bits, lowest first.
 _BITS = (torch.arange(256)[:, None] >> torch.arange(8)) & 1 == 1
 
@@ -84,6 +84,11 @@ class Constraints:
         if rows:
             allowed_RV = self._allowed([m for m, _ in self._matchers.values()], logits_RV.shape[1])
             logits_RV[rows] = logits_RV[rows].masked_fill(~allowed_RV, -torch.inf)
+
+    def is_over_limits(self, sequence: Sequence) -> bool:
+        """Whether the last ``mask`` left nothing of the sequence's row for that."""
+        matcher, _ = self._matchers.get(sequence, (None, 0))
+        return matcher is not None and matcher.is_error()
 
     def _compile(self, constraint: Constraint) -> "LLMatcher":
         field = f"structured.{constraint.kind}"

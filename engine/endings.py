@@ -2,6 +2,17 @@
 
 from engine.types import FinishReason, Sequence
 
+# What a step gives in place of a token.
+NOT_FINITE = -1
+OVER_LIMITS = -2
+
+
+def failure(token: int) -> tuple[FinishReason, str]:
+    """Why a sequence that got no token ends, and what is said of it."""
+    if token == OVER_LIMITS:
+        return FinishReason.INVALID, "it is too complex to be followed further"
+    return FinishReason.ERROR, "the model's logits are not finite"
+
 
 def ending(sequence: Sequence) -> FinishReason | None:
     """Why the sequence's last token, which was generated, is its last; None where it goes on."""

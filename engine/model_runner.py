@@ -9,6 +9,7 @@ import torch
 from engine import batch as batches
 from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
+from engine.endings import NOT_FINITE, OVER_LIMITS
 from engine.errors import ModelLoadError
 from engine.kernels import resolve
 from engine.kv_cache import KvCache, KvShape, cache_class
@@ -130,13 +131,17 @@ class ModelRunner:
             self._constraints.mask(logits_RV, sequences)
             forbid_ends(logits_RV, sequences)
 
-        return sample(
+        tokens = sample(
             logits_RV,
             [row.sequence.request.sampling for row in rows],
             [row.sequence.generated + row.after for row in rows],
             [row.sequence.choice for row in rows],
             edit,
         )
+        for number, token in enumerate(tokens):
+            if token == NOT_FINITE and self._constraints.is_over_limits(sequences[number]):
+                tokens[number] = OVER_LIMITS
+        return tokens
 
     def prepare(self, constraint: Constraint) -> None:
         """Compiles a constraint, in any thread. Raises ``InvalidRequest``."""

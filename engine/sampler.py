@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from engine.endings import NOT_FINITE
 from engine.types import SamplingParams
 
 _MASK = (1 << 64) - 1
-NOT_FINITE = -1
 # Tokens that a draw looks at first.
 _HEAD = 256
 _SLICE = 8  # neighbours of the vocabulary that are looked at together

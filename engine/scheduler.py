@@ -14,7 +14,7 @@ from operator import attrgetter
 from engine.block_manager import BlockManager
 from engine.config import SchedulerConfig
 from engine.counts import Counts
-from engine.endings import ending, expiry
+from engine.endings import ending, expiry, failure
 from engine.errors import InvalidRequest
 from engine.preemption import cheapest
 from engine.speculation import add_drafts
@@ -312,19 +312,19 @@ class Scheduler:
     ) -> bool:
         """Whether the sequence goes on."""
         if token < 0:
-            message = "the model's logits are not finite"
-            output.finished.append(self._finish(sequence, FinishReason.ERROR, now, message=message))
+            reason, message = failure(token)
+            output.finished.append(self._finish(sequence, reason, now, message=message))
             return False
         sequence.tokens.append(token)
         if sequence.first_token_at is None:
             sequence.first_token_at = now
         self._counts.generated += 1
         output.tokens.append(sequence.last_token(logprobs))
-        reason = ending(sequence)
-        if reason is not None:
-            stop = None if reason is FinishReason.LENGTH else token
-            output.finished.append(self._finish(sequence, reason, now, stop=stop))
-        return reason is None
+        end = ending(sequence)
+        if end is not None:
+            stop = None if end is FinishReason.LENGTH else token
+            output.finished.append(self._finish(sequence, end, now, stop=stop))
+        return end is None
 
     def _finish(
         self,

@@ -255,8 +255,8 @@ class PromptLogprobs:
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step computed. ``tokens[i]`` belongs to item i and counts where it samples; it is
-    negative where the logits were not finite. ``after_drafts[i]`` are the tokens sampled after
-    each draft of item i. ``logprobs`` are by item."""
+    negative where there is none (see ``endings.failure``). ``after_drafts[i]`` are the tokens
+    sampled after each draft of item i. ``logprobs`` are by item."""
 
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)

@@ -20,7 +20,8 @@ FLAGS = (
 )
 TESTS = [
     str(path)
-    for path in sorted((ROOT / "tests/unit/engine").glob("test_cpu_*.py"))
+    for pattern in ("test_cpu_*.py", "test_native_layer.py")
+    for path in sorted((ROOT / "tests/unit/engine").glob(pattern))
     if path.name != "test_cpu_library.py"  # it tests how libraries are built and found
 ]
 

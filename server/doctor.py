@@ -5,12 +5,14 @@ import os
 import platform
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 
+from engine.kernels.cpu import build
 from server import __version__
 from server.config import EMBEDDED_MODEL, ConfigError, load_config
 from server.telemetry import ENDPOINTS
@@ -38,6 +40,7 @@ def _rows(given: dict[str, object]) -> Iterator[Row]:
     yield "venturi", f"{__version__}, Python {platform.python_version()}", True
     yield "packages", ", ".join(f"{name} {version(name)}" for name in _PACKAGES), True
     yield "cpu", f"{os.cpu_count()} cores; {', '.join(_flags()) or 'no known extensions'}", True
+    yield _kernels()
     gpu = "nvidia-smi found" if shutil.which("nvidia-smi") else "none"
     yield "gpu", f"{gpu} (this version computes on the CPU)", True
     yield "memory", _memory(), True
@@ -62,6 +65,17 @@ def _flags() -> list[str]:
         return []
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")
     return [flag for flag in _CPU_FLAGS if flag in line.split()]
+
+
+def _kernels() -> Row:
+    """The library is looked at, not loaded: the front end has no torch."""
+    wanted, known = os.environ.get("VENTURI_CPU_ISA", ""), build.instruction_sets()
+    if wanted and wanted not in known:
+        return "kernels", f"VENTURI_CPU_ISA={wanted}: known here are {', '.join(known)}", False
+    if not build.is_current():
+        remedy = f"{sys.executable} {build.__file__}"
+        return "kernels", f"not built: torch's serve, slower; `{remedy}` builds them", True
+    return "kernels", f"native, {wanted or 'the best set of this processor'}", True
 
 
 def _memory() -> str:

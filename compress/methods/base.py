@@ -14,7 +14,6 @@ from torch import Tensor
 
 from compress.methods.grid import Grid, IntWeight, row_blocks
 from compress.methods.inputs import LayerInputs
-from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 
 
@@ -122,8 +121,7 @@ def rounded(weight_NK: Tensor, weight: IntWeight, grid: Grid, outcome: Outcome) 
 def _rows(weight: IntWeight, rows: slice) -> IntWeight:
     if isinstance(weight, Int8Weight):
         return Int8Weight(weight.q_NK[rows], weight.scale_N[rows])
-    zero_NG = None if weight.zero_NG is None else weight.zero_NG[rows]
-    return GroupedWeight(weight.q_NK[rows], weight.scale_NG[rows], zero_NG)
+    return weight.rows(rows)
 
 
 def _sum_of_squares(values: Tensor) -> float:

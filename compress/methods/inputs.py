@@ -73,7 +73,7 @@ class LayerInputs:
 
 
 class InputAccumulator:
-    """Adds up batches of inputs [M, K]; rows with a NaN or infinite value make it ``broken``."""
+    """Adds up batches of inputs [M, K]."""
 
     def __init__(self, columns: int) -> None:
         self._tokens = 0

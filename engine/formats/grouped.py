@@ -41,7 +41,7 @@ class GroupedWeight:
         """float32 [N, K]."""
         return self.integers() * self._spread(self.scale_NG.float())
 
-    def rows(self, ids_T: Tensor) -> "GroupedWeight":
+    def rows(self, ids_T: Tensor | slice) -> "GroupedWeight":
         """Some out-features."""
         zero_TG = None if self.zero_NG is None else self.zero_NG[ids_T]
         scale_TG = self.scale_NG[ids_T]

@@ -139,3 +139,20 @@ def test_a_bad_schema_leaves_the_engine_alone(client: Client, server: ServerProc
         assert "structured.json_schema" in str(caught.value)
     assert server.engine_pids() == pids
     assert client.generate(PROMPT, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_constraint_that_becomes_too_complex_is_the_requests_fault(client: Client) -> None:
+    for kind, text in (("regex", "(a|aa){1000}"), ("grammar", 'start: "a" start')):
+        with pytest.raises(BadRequestError, match="too complex") as caught:
+            client.generate(PROMPT, max_tokens=5, **{kind: text})
+        assert f"structured.{kind}" in str(caught.value)
+    assert client.generate(PROMPT, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_json_is_not_padded_with_blanks(client: Client) -> None:
+    for seed in range(4):
+        found = client.generate(
+            PROMPT, json_schema=SCHEMA, max_tokens=60, temperature=1.0, seed=seed
+        )
+        assert found.finish_reason == "eos"
+        assert not re.search(r"\s\s|\n", found.text)

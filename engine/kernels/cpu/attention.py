@@ -1,16 +1,14 @@
 """Attention of a whole batch over INT8 pages, native. Structures mirror attention.h."""
 
 import ctypes
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.kernels.cpu.kv import KvPages, rows_of
-from engine.kernels.cpu.library import Entry, Kernels, address, kernels
-
-_ALIGNMENT = 64
+from engine.kernels.cpu.library import address, kernels
+from engine.kernels.cpu.memory import scratch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +78,8 @@ def paged_attention(
         scale=options.scale,
         cap=options.cap or 0.0,
     )
-    size, run = _entries(kernels())
-    size(ctypes.byref(args))
-    scratch = torch.empty(args.scratch_bytes + _ALIGNMENT, dtype=torch.uint8)
-    args.scratch = -(-scratch.data_ptr() // _ALIGNMENT) * _ALIGNMENT
-    run(ctypes.byref(args))
+    native = kernels()
+    native.attention_scratch(ctypes.byref(args))
+    (args.scratch,) = scratch(args.scratch_bytes)
+    native.attention(ctypes.byref(args))
     return out_THD
-
-
-@functools.cache
-def _entries(native: Kernels) -> tuple[Entry, Entry]:
-    return native.entry("attention_scratch"), native.entry("attention")

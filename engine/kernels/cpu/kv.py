@@ -1,12 +1,11 @@
 """Rotary positions and the writing of INT8 pages, native. Structures mirror rope.h and kv.h."""
 
 import ctypes
-import functools
 
 import torch
 from torch import Tensor
 
-from engine.kernels.cpu.library import Entry, Kernels, address, kernels
+from engine.kernels.cpu.library import address, kernels
 
 
 class KvPages(ctypes.Structure):
@@ -102,9 +101,4 @@ def _write_args(k_TJD: Tensor, v_TJD: Tensor, slots_T: Tensor, pages: KvPages) -
 
 def _run(args: _KvStepArgs) -> None:
     args.threads = torch.get_num_threads()
-    _entry(kernels())(ctypes.byref(args))
-
-
-@functools.cache
-def _entry(native: Kernels) -> Entry:
-    return native.entry("kv_step")
+    kernels().kv_step(ctypes.byref(args))

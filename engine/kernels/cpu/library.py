@@ -22,7 +22,6 @@ from engine.kernels.cpu import build
 # Best last; the order of the bits of venturi_instruction_sets.
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 _VARIABLE = "VENTURI_CPU_ISA"
-_ALIGNMENT = 64
 
 # A native entry point: takes the address of one structure, and releases the GIL.
 Entry = Callable[[object], None]
@@ -41,6 +40,9 @@ class Kernels:
     activate: Entry = field(init=False, compare=False)
     layer: Entry = field(init=False, compare=False)
     layer_scratch: Entry = field(init=False, compare=False)
+    kv_step: Entry = field(init=False, compare=False)
+    attention: Entry = field(init=False, compare=False)
+    attention_scratch: Entry = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for one in fields(self):

@@ -118,7 +118,8 @@ def test_all_at_once_in_little_memory_match(
             name = f"{kind}/{seed}"
             sampling = {"temperature": temperature, "seed": seed}
             core.submit(request(name, constraint, choices=2, **sampling))
-    core.submit(request("free", None, max_tokens=30))
+    # Long enough to need nearly all blocks.
+    core.submit(request("free", None, max_tokens=200, logit_bias=((EOS, -100.0),)))
     found = finish(core)
     if temperature == 0:
         assert core.stats().preemptions > 0

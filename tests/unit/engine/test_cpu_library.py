@@ -189,3 +189,44 @@ def test_each_source_is_compiled_for_each_instruction_set() -> None:
 def test_sources_are_short() -> None:
     for path in Path(cpu.__file__).with_name("csrc").iterdir():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path.name
+
+
+GUARDED = """
+import torch
+from engine.kernels.cpu import attention
+from engine.kernels.cpu.attention import AttentionOptions, paged_attention
+from engine.kv_cache import InterleavedInt8KvCache, KvShape
+
+held = []
+def guarded(size):
+    held.append(torch.full((size + 65_536 + 64,), 7, dtype=torch.uint8))
+    begin = -held[-1].data_ptr() % 64
+    held[-1][begin : begin + size] = 0
+    held.append(begin + size)
+    return [held[-2].data_ptr() + begin]
+attention.scratch = guarded
+
+torch.manual_seed(0)
+torch.set_num_threads(4)
+context, heads, kv_heads, dim = 4600, 8, 4, 64
+cache = InterleavedInt8KvCache(
+    KvShape(layers=1, kv_heads=kv_heads, head_dim=dim, block_size=16), 288
+)
+slots = torch.arange(context)
+cache.write(0, torch.randn(context, kv_heads, dim), torch.randn(context, kv_heads, dim), slots)
+sequences = torch.tensor([[0, 3, context, 0]], dtype=torch.int32)
+blocks = torch.arange(288, dtype=torch.int32)
+options = AttentionOptions(scale=0.125)
+out = paged_attention(torch.randn(3, heads, dim), cache.layers[0], sequences, blocks, options)
+assert bool((held[0][held[1]:] == 7).all()), "written behind the scratch"
+print(out.sum().item())
+"""
+
+
+def test_fewer_threads_than_asked_for_stay_inside_the_scratch() -> None:
+    sums = set()
+    for limit in ("1", "2", "8"):
+        done = in_process(GUARDED, OMP_THREAD_LIMIT=limit, OMP_NUM_THREADS="4")
+        assert done.returncode == 0, done.stderr
+        sums.add(done.stdout)
+    assert len(sums) == 1

@@ -10,7 +10,7 @@
 //   load, load_part(p, count)     the rest of a partial load is 0
 //   store, store_part(p, v, count)
 //   load_half, load_bfloat        16 floats of fp16 or bf16
-//   load_s8, load_u8              16 bytes to int32
+//   load_s8                       16 bytes to int32
 //   store_s8                      int32 to 16 bytes, saturated
 //   splat, splat4(p)              one number; four bytes, 16 times
 //   add, sub, mul, div, sqrt, neg, abs, max, min
@@ -19,7 +19,7 @@
 //   less(a, b, x, y)              a < b ? x : y in each lane
 //   round_int                     to nearest, ties to even; INT_MIN where int32 has no such number
 //   to_float(I16), bits(F16), floats(I16)
-//   shift_left<n>, shift_right<n> of int32; the right shift keeps the sign
+//   shift_left<n>                 of int32
 //   dot4(acc, u, s)               acc + 16 exact sums of 4 products of u8 and s8 bytes
 //   dot4_nibbles                  the same, for u8 bytes below 16
 //   pairs(a, b)                   sums of 2 products of int16, as vpmaddwd has it

@@ -37,16 +37,7 @@ VENTURI_INLINE void store_part(float* p, F16 v, int n) {
     _mm256_maskstore_ps(p, lanes(n), v.lo);
     if (n > 8) _mm256_maskstore_ps(p + 8, lanes(n - 8), v.hi);
 }
-VENTURI_INLINE I16 load(const int32_t* p) { return {load8(p), load8(p + 8)}; }
-VENTURI_INLINE void store(int32_t* p, I16 v) {
-    _mm256_storeu_si256((__m256i*)p, v.lo);
-    _mm256_storeu_si256((__m256i*)(p + 8), v.hi);
-}
 VENTURI_INLINE B64 load_bytes(const void* p) { return {load8(p), load8((const char*)p + 32)}; }
-VENTURI_INLINE void store_bytes(void* p, B64 v) {
-    _mm256_storeu_si256((__m256i*)p, v.lo);
-    _mm256_storeu_si256((__m256i*)((char*)p + 32), v.hi);
-}
 
 VENTURI_INLINE F16 load_half(const uint16_t* p) {
     return {_mm256_cvtph_ps(load4(p)), _mm256_cvtph_ps(load4(p + 8))};
@@ -62,10 +53,6 @@ VENTURI_INLINE F16 load_bfloat(const uint16_t* p) {
 VENTURI_INLINE I16 load_s8(const int8_t* p) {
     const __m128i v = load4(p);
     return {_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))};
-}
-VENTURI_INLINE I16 load_u8(const uint8_t* p) {
-    const __m128i v = load4(p);
-    return {_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8))};
 }
 VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     // Packing works within halves of a register: the order is restored between the two steps.
@@ -118,10 +105,6 @@ VENTURI_INLINE F16 less(F16 a, F16 b, F16 x, F16 y) {
 template <int n>
 VENTURI_INLINE I16 shift_left(I16 a) {
     return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
-}
-template <int n>
-VENTURI_INLINE I16 shift_right(I16 a) {
-    return {_mm256_srai_epi32(a.lo, n), _mm256_srai_epi32(a.hi, n)};
 }
 template <int from, int count>
 VENTURI_INLINE I16 field(I16 a) {
@@ -185,7 +168,6 @@ VENTURI_INLINE int32_t reduce_max(I16 a) {
     return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xB1)));
 }
 
-VENTURI_INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 VENTURI_INLINE void prefetch_l2(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace VENTURI_NAMESPACE

@@ -19,10 +19,7 @@ VENTURI_INLINE F16 load(const float* p) { return _mm512_loadu_ps(p); }
 VENTURI_INLINE F16 load_part(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 VENTURI_INLINE void store(float* p, F16 v) { _mm512_storeu_ps(p, v); }
 VENTURI_INLINE void store_part(float* p, F16 v, int n) { _mm512_mask_storeu_ps(p, lanes(n), v); }
-VENTURI_INLINE I16 load(const int32_t* p) { return _mm512_loadu_si512(p); }
-VENTURI_INLINE void store(int32_t* p, I16 v) { _mm512_storeu_si512(p, v); }
 VENTURI_INLINE B64 load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
-VENTURI_INLINE void store_bytes(void* p, B64 v) { _mm512_storeu_si512(p, v.v); }
 
 VENTURI_INLINE F16 load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -35,9 +32,6 @@ VENTURI_INLINE F16 load_bfloat(const uint16_t* p) {
 }
 VENTURI_INLINE I16 load_s8(const int8_t* p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
-}
-VENTURI_INLINE I16 load_u8(const uint8_t* p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 }
 VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(v));
@@ -73,10 +67,6 @@ template <int n>
 VENTURI_INLINE I16 shift_left(I16 a) {
     return _mm512_slli_epi32(a, n);
 }
-template <int n>
-VENTURI_INLINE I16 shift_right(I16 a) {
-    return _mm512_srai_epi32(a, n);
-}
 template <int from, int count>
 VENTURI_INLINE I16 field(I16 a) {
     return _mm512_and_si512(_mm512_srli_epi32(a, from), _mm512_set1_epi32((1 << count) - 1));
@@ -109,7 +99,6 @@ VENTURI_INLINE float reduce_max(F16 a) { return _mm512_reduce_max_ps(a); }
 VENTURI_INLINE int32_t reduce_add(I16 a) { return _mm512_reduce_add_epi32(a); }
 VENTURI_INLINE int32_t reduce_max(I16 a) { return _mm512_reduce_max_epi32(a); }
 
-VENTURI_INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 VENTURI_INLINE void prefetch_l2(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 }  // namespace VENTURI_NAMESPACE

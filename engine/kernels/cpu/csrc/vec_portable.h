@@ -29,14 +29,11 @@ VENTURI_INLINE void store(float* p, F16 v) { __builtin_memcpy(p, v.v, 64); }
 VENTURI_INLINE void store_part(float* p, F16 v, int n) {
     for (int i = 0; i < n && i < 16; ++i) p[i] = v.v[i];
 }
-VENTURI_INLINE I16 load(const int32_t* p) { VENTURI_LANES(I16, p[i]); }
-VENTURI_INLINE void store(int32_t* p, I16 v) { __builtin_memcpy(p, v.v, 64); }
 VENTURI_INLINE B64 load_bytes(const void* p) {
     B64 r;
     __builtin_memcpy(r.v, p, 64);
     return r;
 }
-VENTURI_INLINE void store_bytes(void* p, B64 v) { __builtin_memcpy(p, v.v, 64); }
 
 VENTURI_INLINE float as_float(uint32_t x) {
     float r;
@@ -61,7 +58,6 @@ VENTURI_INLINE F16 load_bfloat(const uint16_t* p) {
     VENTURI_LANES(F16, as_float((uint32_t)p[i] << 16));
 }
 VENTURI_INLINE I16 load_s8(const int8_t* p) { VENTURI_LANES(I16, p[i]); }
-VENTURI_INLINE I16 load_u8(const uint8_t* p) { VENTURI_LANES(I16, p[i]); }
 VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     for (int i = 0; i < 16; ++i) p[i] = (int8_t)(v.v[i] < -128 ? -128 : v.v[i] > 127 ? 127 : v.v[i]);
 }
@@ -102,10 +98,6 @@ VENTURI_INLINE I16 max(I16 a, I16 b) { VENTURI_LANES(I16, a.v[i] > b.v[i] ? a.v[
 template <int n>
 VENTURI_INLINE I16 shift_left(I16 a) {
     VENTURI_LANES(I16, (int32_t)((uint32_t)a.v[i] << n));
-}
-template <int n>
-VENTURI_INLINE I16 shift_right(I16 a) {
-    VENTURI_LANES(I16, a.v[i] >> n);
 }
 template <int from, int count>
 VENTURI_INLINE I16 field(I16 a) {
@@ -167,7 +159,6 @@ VENTURI_INLINE int32_t reduce_max(I16 a) {
     return a.v[0];
 }
 
-VENTURI_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 VENTURI_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #undef VENTURI_LANES
