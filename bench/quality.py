@@ -211,8 +211,8 @@ def run(
     arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[Held, dict[str, Scores]]:
     blocks = Blocks.open(Checkpoint.open(arguments.model))
-    documents = 75 if arguments.quick else arguments.documents
-    samples = 48 if arguments.quick else arguments.samples
+    documents = 60 if arguments.quick else arguments.documents
+    samples = 40 if arguments.quick else arguments.samples
     per_file = -(-documents // len(arguments.data))
     windows = [
         w
