@@ -294,6 +294,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="1 is best for small models")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if missing := [str(p) for p in (*arguments.calibration, *arguments.data) if not p.is_file()]:
+        parser.error(f"there is no {missing[0]}: name text with --calibration and --data")
     torch.set_num_threads(arguments.threads)
     print("| method | nats above the original | 95 % | KL | kept | s |\n|---|---|---|---|---|---|")
     held, found = run(arguments, print)
