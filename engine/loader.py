@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.formats.checkpoint import Checkpoint
-from engine.formats.quant_config import checkpoint_format
+from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import AttentionWeights
@@ -43,9 +43,10 @@ def load(folder: Path, backend: str, progress: Progress = lambda item, items: No
     """Raises ``ModelLoadError`` with one line on what is wrong with the folder."""
     checkpoint = Checkpoint.open(folder)
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
-    kind, runtime = checkpoint_format(checkpoint.config), read_runtime(folder)
+    scheme, runtime = packed_scheme(checkpoint.config), read_runtime(folder)
+    kind = checkpoint_format(checkpoint.config) if scheme is None else scheme.format
     reader = WeightReader(checkpoint, backend)
-    reader.activations = runtime.activations
+    reader.activations, reader.scheme = runtime.activations, scheme
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
     return LoadedModel(

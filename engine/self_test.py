@@ -6,7 +6,7 @@ from engine.errors import ModelLoadError
 from engine.kernels import reference
 from engine.kernels.cpu.grouped import PackedGroupedLinear
 from engine.kernels.cpu.linear import PackedInt8Linear
-from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Split
+from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Reordered, Split
 
 # Out-features that are compared: the reference is slow, and a broken kernel fails everywhere.
 _COMPARED = 64
@@ -17,6 +17,9 @@ def check_linear(linear: Linear) -> None:
     if isinstance(linear, Split):
         for part in linear.parts:
             check_linear(part)
+        return
+    if isinstance(linear, Reordered):
+        check_linear(linear.linear)
         return
     assert isinstance(linear, _Single)
     for rows in (1, 3, 13):

@@ -1,7 +1,7 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -9,7 +9,11 @@ from torch import Tensor
 
 from engine.errors import ModelLoadError
 from engine.formats import int_quantized, pack_quantized
+from engine.formats.awq import AwqScheme
 from engine.formats.checkpoint import Checkpoint
+from engine.formats.gptq import GptqScheme
+from engine.formats.grouped import GroupedWeight
+from engine.formats.runtime import MANIFEST_NAME
 from engine.layers.linear import (
     Linear,
     Split,
@@ -35,7 +39,8 @@ class WeightReader:
     ) -> None:
         """``changed``: weights [N, K] and vectors, by tensor name, in place of those on disk.
 
-        ``activations`` may be set to ``int8``, for packed weights that shall run so.
+        ``activations`` may be set to ``int8``, for packed weights that shall run so;
+        ``scheme`` is that of weights which GPTQ or AWQ packed.
         """
         self._checkpoint = checkpoint
         self._backend = backend
@@ -43,6 +48,7 @@ class WeightReader:
         self._read: set[str] = set()
         self._counts: dict[str, int] = {}
         self.activations = "float"
+        self.scheme: GptqScheme | AwqScheme | None = None
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -118,23 +124,30 @@ class WeightReader:
         self._counts[name] = rows * columns
         if f"{name}.weight_packed" in self._checkpoint.tensors:
             return self._packed(name, rows, columns)
+        if f"{name}.qweight" in self._checkpoint.tensors:
+            return self._by_scheme(name, rows, columns, bias=matrix.bias)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
         if weight.dtype == torch.int8:
-            scale = self._checked(
-                f"{name}.weight_scale", self._tensor(f"{name}.weight_scale", *in_order(rows, 1))
-            )
-            tensors = {"weight": weight, "weight_scale": scale}
-            return int_quantized.unpack(tensors, transposed=matrix.transposed)
+            return self._int8(name, weight, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
         return weight.t() if matrix.transposed else weight
+
+    def _int8(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
+        tensors = self._found(name, ("weight_scale", "weight_zero_point")) | {"weight": weight}
+        try:
+            self._checked(f"{name}.weight_scale", tensors["weight_scale"])
+            return int_quantized.unpack(tensors, transposed=transposed)
+        except KeyError:
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: {name}: weight_scale is missing"
+            ) from None
+        except ValueError as error:
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
 
     def _packed(self, name: str, rows: int, columns: int) -> Weight:
         """A pack-quantized weight; activations stay float unless they are to be int8."""
         suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-        names = {one: f"{name}.{one}" for one in suffixes}
-        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
-        self._read.update(found.values())
-        tensors = {one: self._checkpoint.tensor(full) for one, full in found.items()}
+        tensors = self._found(name, suffixes)
         try:
             if tensors["weight_shape"].tolist() != [rows, columns]:
                 raise ValueError(f"weight_shape is not {[rows, columns]}")
@@ -142,9 +155,46 @@ class WeightReader:
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
         except (KeyError, ValueError) as error:
             raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
-        if self.activations == "int8":
-            return weight
-        return WeightOnly(weight)
+        if self.activations == "float":
+            return WeightOnly(weight)
+        if isinstance(weight, GroupedWeight) and weight.bits == 8:
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: {name}: 8 bits in groups are served with float "
+                f"activations only, {MANIFEST_NAME} asks for int8"
+            )
+        return weight
+
+    def _by_scheme(self, name: str, rows: int, columns: int, *, bias: bool) -> WeightOnly:
+        """A weight that GPTQ or AWQ packed: activations are float."""
+        if self.scheme is None:
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: {name}.qweight is packed, but neither config.json nor "
+                "quantize_config.json says how: copy the quantization_config too"
+            )
+        suffixes = ("qweight", "qzeros", "scales", "g_idx", *(() if bias else ("bias",)))
+        tensors = self._found(name, suffixes)
+        try:
+            weight, order_K = self.scheme.unpack(tensors, columns)
+            if (found := len(weight.q_NK)) != rows:
+                raise ValueError(f"qweight has {found} out-features, config.json asks for {rows}")
+            # Some packers give every layer a bias.
+            if "bias" in tensors and bool(tensors["bias"].any()):
+                raise ValueError("it has a bias that config.json does not ask for")
+            self._checked(f"{name}.scales", tensors["scales"])
+        except KeyError as error:
+            raise ModelLoadError(
+                f"{self._checkpoint.folder}: {name}: {error.args[0]} is missing"
+            ) from error
+        except ValueError as error:
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
+        return WeightOnly(weight, order_K)
+
+    def _found(self, name: str, suffixes: Sequence[str]) -> dict[str, Tensor]:
+        """Those tensors of a module that there are, by suffix."""
+        names = {suffix: f"{name}.{suffix}" for suffix in suffixes}
+        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
+        self._read.update(found.values())
+        return {one: self._checkpoint.tensor(full) for one, full in found.items()}
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         self._read.add(name)

@@ -13,16 +13,20 @@ from torch import Tensor
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
-from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes
+from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes, whole_group
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.torch_native import int8_product
 
 
 @dataclass(frozen=True, slots=True)
 class WeightOnly:
-    """A quantised weight that is executed with float activations."""
+    """A quantised weight that is executed with float activations.
+
+    ``order_K``: its columns are those of the input in this order; None: as they lie.
+    """
 
     weight: GroupedWeight | Int8Weight
+    order_K: Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -160,6 +164,38 @@ class Int4Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Reordered:
+    """A linear layer whose in-features are those of the input in the order ``order_K``."""
+
+    linear: Linear
+    order_K: Tensor
+
+    @property
+    def storage(self) -> str:
+        """See ``Linear``."""
+        return self.linear.storage
+
+    @property
+    def execution(self) -> str:
+        """See ``Linear``."""
+        return self.linear.execution
+
+    @property
+    def product(self) -> str:
+        """See ``Linear``."""
+        return self.linear.product
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return self.linear.nbytes + self.order_K.nbytes
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
+        return self.linear(x_MK[:, self.order_K])
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Linear layers with the same input whose schemes differ: run one by one."""
 
@@ -197,7 +233,9 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
 
 def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Linear:
     stored = weight.weight
-    grouped = per_channel(stored) if isinstance(stored, Int8Weight) else stored
+    if weight.order_K is not None:
+        return Reordered(_weight_only(WeightOnly(stored), backend, bias_N), weight.order_K)
+    grouped = per_channel(stored) if isinstance(stored, Int8Weight) else whole_group(stored)
     if backend == "cpu" and takes(grouped, "float32"):
         return PackedGroupedLinear.pack(grouped, "float32", bias_N)
     run, storage = kernel("dense_linear", backend), f"int{weight.bits} unpacked to float32"
@@ -231,7 +269,7 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
         case WeightOnly():
             rows = take_rows(weight.weight, order_N)
             assert isinstance(rows, Int8Weight | GroupedWeight)
-            return WeightOnly(rows)
+            return WeightOnly(rows, weight.order_K)
         case _:
             return weight[order_N]
 
@@ -239,7 +277,8 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
 def _kind(weight: Weight) -> tuple[object, ...]:
     """Weights of one kind can be one layer."""
     if isinstance(weight, WeightOnly):
-        return (WeightOnly, *_kind(weight.weight))
+        order = () if weight.order_K is None else tuple(weight.order_K.tolist())
+        return (WeightOnly, order, *_kind(weight.weight))
     if isinstance(weight, GroupedWeight):
         return (GroupedWeight, weight.group, weight.bits, weight.zero_NG is None)
     return (type(weight),)
@@ -249,10 +288,10 @@ def _joined(weights: Sequence[Weight]) -> Weight:
     """One of several of a kind."""
     if len(weights) == 1:
         return weights[0]
-    if only := [weight.weight for weight in weights if isinstance(weight, WeightOnly)]:
-        joined = _joined(only)
+    if only := [weight for weight in weights if isinstance(weight, WeightOnly)]:
+        joined = _joined([weight.weight for weight in only])
         assert isinstance(joined, Int8Weight | GroupedWeight)
-        return WeightOnly(joined)
+        return WeightOnly(joined, only[0].order_K)
     if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
         scales = [weight.scale_N.float() for weight in int8]
         return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
