@@ -114,7 +114,7 @@ def _checked_spec(checkpoint: Checkpoint) -> ModelSpec:
     path, config = checkpoint.folder / "config.json", checkpoint.config
     if "quantization_config" in config or "compression_config" in config:
         raise CompressError(
-            f"{path} has a quantization_config: the model is compressed already; "
+            f"{checkpoint.folder} has a quantization_config: the model is compressed already; "
             "name the folder of the original"
         )
     spec = model_spec(checkpoint.folder, config, checkpoint.tensors)

@@ -36,7 +36,8 @@ def made_by(folder: Path) -> str | None:
     quantization = _object(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return str(quantization.get("quant_method", "quantized"))
-    return None
+    own_files = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
+    return next((name for name, file in own_files.items() if (folder / file).is_file()), None)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
+from engine.formats import REMEDY
 from engine.formats.gptq import check_groups, read_group_size
 from engine.formats.grouped import GroupedWeight
 from engine.formats.pack_quantized import pack_rows, unpack_rows
@@ -19,7 +20,6 @@ from engine.formats.pack_quantized import pack_rows, unpack_rows
 METHOD = "awq"
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _INVERSE = (0, 4, 1, 5, 2, 6, 3, 7)
-_REMEDY = "quantise the original anew with version gemm, or serve the original with a --recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ def read_scheme(config: dict[str, Any]) -> AwqScheme:
     config = {names.get(key, key): value for key, value in config.items()}
     version = str(config.get("version", "gemm")).lower()
     if version != "gemm":
-        raise ModelLoadError(f"AWQ version {version!r} is not served, gemm is: {_REMEDY}")
+        raise ModelLoadError(f"AWQ version {version!r} is not served, gemm is: {REMEDY}")
     if (bits := config.get("bits")) != 4:
-        raise ModelLoadError(f"AWQ of {bits!r} bits is not served, of 4 is: {_REMEDY}")
+        raise ModelLoadError(f"AWQ of {bits!r} bits is not served, of 4 is: {REMEDY}")
     if not config.get("zero_point", True):
-        raise ModelLoadError(f"AWQ with zero_point false is not served: {_REMEDY}")
+        raise ModelLoadError(f"AWQ with zero_point false is not served: {REMEDY}")
     return AwqScheme(read_group_size("AWQ", config))
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
+from engine.formats import REMEDY
 from engine.formats.grouped import GroupedWeight, by_group
 from engine.formats.pack_quantized import pack_rows, unpack_rows
 
 METHOD = "gptq"
 _VERSIONS = {"gptq": 1, "gptq_v2": 2}
 _BITS = (4, 8)
-_REMEDY = "quantise the original anew, or serve the original with a --recipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +57,22 @@ def read_scheme(config: dict[str, Any]) -> GptqScheme:
     """From ``quantization_config``. Raises ``ModelLoadError`` for what is not served."""
     bits = config.get("bits")
     if bits not in _BITS:
-        raise ModelLoadError(f"GPTQ of {bits!r} bits is not served, of 4 and 8 is: {_REMEDY}")
+        raise ModelLoadError(f"GPTQ of {bits!r} bits is not served, of 4 and 8 is: {REMEDY}")
     layout = config.get("checkpoint_format") or config.get("format") or "gptq"
     if config.get("is_marlin_format"):
         layout = "marlin"
     if layout not in _VERSIONS:
         raise ModelLoadError(
-            f"GPTQ checkpoint_format {layout!r} is not served, gptq and gptq_v2 are: {_REMEDY}"
+            f"GPTQ checkpoint_format {layout!r} is not served, gptq and gptq_v2 are: {REMEDY}"
         )
     if (dtype := config.get("pack_dtype", "int32")) != "int32":
-        raise ModelLoadError(f"GPTQ packed into {dtype} is not served, into int32 is: {_REMEDY}")
+        raise ModelLoadError(f"GPTQ packed into {dtype} is not served, into int32 is: {REMEDY}")
     dynamic = config.get("dynamic") or {}
     if any(not str(pattern).startswith("-") for pattern in dynamic):
-        raise ModelLoadError(f"GPTQ with dynamic settings for some layers is not served: {_REMEDY}")
+        raise ModelLoadError(f"GPTQ with dynamic settings for some layers is not served: {REMEDY}")
     for key in ("lm_head", "adapter", "rotation"):
         if config.get(key):
-            raise ModelLoadError(f"GPTQ with {key} is not served: {_REMEDY}")
+            raise ModelLoadError(f"GPTQ with {key} is not served: {REMEDY}")
     group_size = read_group_size("GPTQ", config)
     return GptqScheme(bits, group_size, bool(config.get("sym", False)), _VERSIONS[layout])
 

@@ -7,7 +7,7 @@ formats.
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.formats import awq, gptq, int_quantized, pack_quantized
+from engine.formats import REMEDY, awq, gptq, int_quantized, pack_quantized
 
 _INT8_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 _INT4_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
@@ -32,17 +32,20 @@ def checkpoint_format(config: dict[str, Any]) -> str:
     method = quantization.get("quant_method")
     if method != "compressed-tensors":
         raise ModelLoadError(
-            f"quant_method {method!r} is not served; compressed-tensors, gptq and awq are"
+            f"quant_method {method!r} is not served, compressed-tensors, gptq and awq are: {REMEDY}"
         )
     kind = quantization.get("format")
     if kind not in _SERVED:
         raise ModelLoadError(
-            f"compressed-tensors format {kind!r} is not served; served: {', '.join(_SERVED)}"
+            f"compressed-tensors format {kind!r} is not served, {', '.join(_SERVED)} are: {REMEDY}"
         )
     if quantization.get("kv_cache_scheme"):
         raise ModelLoadError("a checkpoint with a kv_cache_scheme (static scales) is not served")
     if quantization.get("transform_config"):
         raise ModelLoadError("a checkpoint with a transform_config (rotations) is not served")
+    sparsity = quantization.get("sparsity_config") or {}
+    if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
+        raise ModelLoadError(f"compressed-tensors with sparse weights is not served: {REMEDY}")
     groups = quantization.get("config_groups") or {}
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
         raise ModelLoadError("quantization_config.config_groups must hold JSON objects")
@@ -95,5 +98,5 @@ def _check(group: str, part: str, found: Any, served: dict[str, Any]) -> None:
         if found.get(key) not in values:
             raise ModelLoadError(
                 f"quantization_config {group}.{part}.{key} is {found.get(key)!r}, "
-                f"served is {' or '.join(map(repr, values))}"
+                f"served is {' or '.join(map(repr, values))}: {REMEDY}"
             )

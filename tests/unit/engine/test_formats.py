@@ -146,6 +146,8 @@ def test_our_own_group_is_served() -> None:
         {"config_groups": {"group_0": {**GROUP, "input_activations": None}}},
         {"config_groups": {"group_0": {**GROUP, "output_activations": GROUP["weights"]}}},
         {"config_groups": {"good": GROUP, **group("weights", num_bits=4)["config_groups"]}},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        {"sparsity_config": "2:4"},
         {"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
     ],
 )

@@ -115,3 +115,11 @@ def test_what_a_broken_manifest_is_called(tmp_path: Path, text: str) -> None:
     (tmp_path / "venturi.json").write_text(text)
     config = load_config({"model": tmp_path}, None)
     assert (config.variant, config.serves_as_it_is) == ("w8a8", False)
+
+
+@pytest.mark.parametrize(("file", "name"), [("quantize", "gptq"), ("quant", "awq")])
+def test_a_folder_with_a_file_about_its_quantisation(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / f"{file}_config.json").write_text("{}")
+    config = load_config({"model": tmp_path}, None)
+    assert (config.variant, config.serves_as_it_is) == (name, True)
