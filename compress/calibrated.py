@@ -23,7 +23,7 @@ from compress.sequential import Sequential
 from compress.steps import linear_steps
 from compress.store import LayerStore
 from engine.blocks import Blocks
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint
 
 _IDS = "calibration"
@@ -142,7 +142,9 @@ def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> 
         if "weight_packed" in tensors:
             found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
         elif "weight_scale" in tensors:
-            weight = int_quantized.unpack(tensors, transposed=module in transposed)
+            is_int8 = tensors["weight"].dtype == torch.int8
+            unpack = int_quantized.unpack if is_int8 else float_quantized.unpack
+            weight = unpack(tensors, transposed=module in transposed)
             found[f"{module}.weight"] = weight.dequantize()
         else:
             for suffix, tensor in tensors.items():

@@ -13,7 +13,7 @@ from compress.methods import METHODS
 from compress.recipe import Modifier, Recipe
 from compress.targets import HEAD, select
 from compress.treatment import Treatment, combine
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint, TensorInfo
 from engine.formats.quant_config import MIXED
 from engine.models import model_spec
@@ -177,6 +177,8 @@ def _quantization_config(
 def _config_group(treatment: Treatment, targets: list[str]) -> dict[str, object]:
     if treatment.format == int_quantized.FORMAT:
         return int_quantized.config_group(targets)
+    if treatment.format == float_quantized.FORMAT:
+        return float_quantized.config_group(targets)
     assert treatment.bits is not None
     return pack_quantized.config_group(
         targets, treatment.bits, treatment.group_size, symmetric=treatment.symmetric

@@ -15,10 +15,16 @@ from compress.errors import CompressError
 from compress.recipe_nodes import suggest
 
 PRESETS = Path(__file__).with_name("presets")
-# Weights' bits and what multiplies them: int8 activations, or float ones.
-SCHEMES = {"w8a8": (8, "int8"), "w8a16": (8, "float"), "w4a16": (4, "float"), "w4a8": (4, "int8")}
-PLANNED_SCHEMES = ("fp8",)
-_PLANNED_PRESETS = ("fp8",)
+# Weights' bits and what multiplies them: int8 activations, float ones, or FP8 ones.
+SCHEMES = {
+    "w8a8": (8, "int8"),
+    "w8a16": (8, "float"),
+    "w4a16": (4, "float"),
+    "w4a8": (4, "int8"),
+    "fp8": (8, "float8"),
+}
+# Only a reference computes these here.
+SLOW_SCHEMES = ("fp8",)
 _ROUNDING = ("scheme", "group_size", "symmetric", "scale")
 _PRUNING = ("sparsity", "structure")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -113,8 +119,13 @@ class Recipe:
     @property
     def activations(self) -> Literal["int8", "float"]:
         """What multiplies packed weights; all schemes of a recipe agree on it."""
-        schemes = {m.scheme for m in self.modifiers if m.scheme is not None}
-        return "float" if schemes & {"w8a16", "w4a16"} else "int8"
+        found = {SCHEMES[m.scheme][1] for m in self.modifiers if m.scheme is not None}
+        return "int8" if "int8" in found and "float" not in found else "float"
+
+    @property
+    def slow_schemes(self) -> list[str]:
+        """Those that this machine can only evaluate."""
+        return sorted({m.scheme for m in self.modifiers if m.scheme in SLOW_SCHEMES})
 
     def sha256(self) -> str:
         """Hex digest of ``canonical_json``."""
@@ -137,8 +148,6 @@ def resolve(spec: str) -> Recipe:
     path = Path(spec)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load(path)
-    if spec in _PLANNED_PRESETS:
-        raise CompressError(not_yet(f"recipe {spec}", presets()))
     raise CompressError(
         f"there is no recipe {spec!r}; {suggest(spec, presets())} (or the path of a YAML file)"
     )

@@ -10,7 +10,6 @@ from yaml.nodes import Node, SequenceNode
 from compress.methods import METHODS, PLANNED_METHODS
 from compress.recipe import (
     OPTIONS,
-    PLANNED_SCHEMES,
     SCHEMES,
     Calibration,
     Gate,
@@ -134,8 +133,7 @@ class _Reader:
         return Modifier(type=kind, **found)
 
     def _rounding(self, node: Node, kind: str, values: dict[str, Node]) -> dict[str, Any]:
-        where = self._needed(node, values, "scheme")
-        scheme = self._available(where, "scheme", tuple(SCHEMES), PLANNED_SCHEMES)
+        scheme = self.nodes.choice(self._needed(node, values, "scheme"), "scheme", SCHEMES)
         found: dict[str, Any] = {"scheme": scheme, "scale": "absmax"}
         if SCHEMES[scheme][0] == 4:
             found |= {"group_size": _GROUP_SIZE, "symmetric": True}

@@ -46,11 +46,13 @@ class SchedulerConfig:
 class KernelConfig:
     """Which implementation computes: ``cpu`` (native), ``torch``, or what is there of these.
 
-    ``threads`` None chooses by the model's size.
+    ``threads`` None chooses by the model's size. ``allow_slow``: also load what only a
+    reference computes, which is for evaluation.
     """
 
     backend: str = "auto"
     threads: int | None = None
+    allow_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
@@ -39,12 +40,26 @@ class LoadedModel:
     parameters: int
 
 
-def load(folder: Path, backend: str, progress: Progress = lambda item, items: None) -> LoadedModel:
-    """Raises ``ModelLoadError`` with one line on what is wrong with the folder."""
+def load(
+    folder: Path,
+    backend: str,
+    progress: Progress = lambda item, items: None,
+    *,
+    allow_slow: bool = False,
+) -> LoadedModel:
+    """Raises ``ModelLoadError`` with one line on what is wrong with the folder.
+
+    So is what only a reference computes, unless ``allow_slow``.
+    """
     checkpoint = Checkpoint.open(folder)
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
     scheme, runtime = packed_scheme(checkpoint.config), read_runtime(folder)
     kind = checkpoint_format(checkpoint.config) if scheme is None else scheme.format
+    if not allow_slow and any(info.dtype == "F8_E4M3" for info in checkpoint.tensors.values()):
+        raise ModelLoadError(
+            f"{folder}: FP8 has no fast kernel on this machine: "
+            "serve it with --allow-slow, or another recipe, such as w8a8"
+        )
     reader = WeightReader(checkpoint, backend)
     reader.activations, reader.scheme = runtime.activations, scheme
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)

@@ -66,7 +66,8 @@ class ModelRunner:
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
             backend = resolve(config.kernels.backend)
-            model = load(config.model_dir, backend, progress)
+            allow_slow = config.kernels.allow_slow
+            model = load(config.model_dir, backend, progress, allow_slow=allow_slow)
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)

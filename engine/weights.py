@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
 from engine.formats.awq import AwqScheme
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.gptq import GptqScheme
@@ -127,16 +127,18 @@ class WeightReader:
         if f"{name}.qweight" in self._checkpoint.tensors:
             return self._by_scheme(name, rows, columns, bias=matrix.bias)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
-        if weight.dtype == torch.int8:
-            return self._int8(name, weight, transposed=matrix.transposed)
+        if weight.dtype in (torch.int8, float_quantized.DTYPE):
+            return self._by_bytes(name, weight, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
         return weight.t() if matrix.transposed else weight
 
-    def _int8(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
+    def _by_bytes(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
+        """A byte for each weight, int8 or FP8; so are the activations."""
+        unpack = int_quantized.unpack if weight.dtype == torch.int8 else float_quantized.unpack
         tensors = self._found(name, ("weight_scale", "weight_zero_point")) | {"weight": weight}
         try:
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
-            return int_quantized.unpack(tensors, transposed=transposed)
+            return unpack(tensors, transposed=transposed)
         except KeyError:
             raise ModelLoadError(
                 f"{self._checkpoint.folder}: {name}: weight_scale is missing"

@@ -76,6 +76,7 @@ class ServerConfig(BaseSettings):
     model: Path = EMBEDDED_MODEL
     name: str = ""
     recipe: str = "w8a8"
+    allow_slow: bool = False
     cache_dir: Path | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT

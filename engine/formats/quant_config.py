@@ -7,16 +7,18 @@ formats.
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.formats import REMEDY, awq, gptq, int_quantized, pack_quantized
+from engine.formats import REMEDY, awq, float_quantized, gptq, int_quantized, pack_quantized
 
 _INT8_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 _INT4_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
 _INT8_ACTIVATIONS = {"num_bits": 8, "type": "int", "strategy": "token"}
 _INT8_ACTIVATIONS |= {"dynamic": True, "symmetric": True}
+_FLOAT8_WEIGHTS = {**_INT8_WEIGHTS, "type": "float"}
+_FLOAT8_ACTIVATIONS = {**_INT8_ACTIVATIONS, "type": "float"}
 _PACKED_BITS = (4, 8)
 _PACKED_STRATEGIES = ("group", "channel")
 MIXED = "mixed-precision"
-_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, MIXED)
+_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, float_quantized.FORMAT, MIXED)
 
 
 def checkpoint_format(config: dict[str, Any]) -> str:
@@ -52,7 +54,12 @@ def checkpoint_format(config: dict[str, Any]) -> str:
     for name, group in groups.items():
         if group.get("output_activations"):
             raise ModelLoadError(f"quantization_config {name} quantises outputs: not served")
-        _check_group(name, group, group.get("format") or kind)
+        own = group.get("format") or kind
+        if kind not in (MIXED, own):
+            raise ModelLoadError(
+                f"quantization_config.format is {kind!r}, that of {name} is {own!r}: {REMEDY}"
+            )
+        _check_group(name, group, own)
     return f"compressed-tensors/{kind}"
 
 
@@ -74,6 +81,10 @@ def _check_group(name: str, group: dict[str, Any], kind: str) -> None:
         by_group = isinstance(weights, dict) and weights.get("num_bits") == 4
         _check(name, "weights", weights, _INT4_WEIGHTS if by_group else _INT8_WEIGHTS)
         _check(name, "input_activations", group.get("input_activations"), _INT8_ACTIVATIONS)
+        return
+    if kind == float_quantized.FORMAT:
+        _check(name, "weights", weights, _FLOAT8_WEIGHTS)
+        _check(name, "input_activations", group.get("input_activations"), _FLOAT8_ACTIVATIONS)
         return
     if kind != pack_quantized.FORMAT:
         raise ModelLoadError(f"quantization_config {name}.format {kind!r} is not served")

@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor
 
+from engine.formats.float_quantized import LARGEST, Float8Weight, to_float8
 from engine.formats.grouped import GroupedWeight
+
+# Out-features that are float64 at a time.
+_FLOAT64_ROWS = 1024
 
 
 def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +46,28 @@ def int4_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
 def weight_only_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
     """W8A16, W4A16: float32 [M, N], float activations and dequantised weights."""
     return (x_MK.double() @ weight.dequantize().double().t()).float()
+
+
+def float8_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """float8_e4m3fn [M, K] and float32 scales [M]: one for each row.
+
+    q is the FP8 value nearest to x / scale, the scale absmax / 448, or the smallest normal
+    float32 where that is larger: of a zero row, for one.
+    """
+    scale_M = (x_MK.abs().amax(1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return to_float8(x_MK / scale_M[:, None]), scale_M
+
+
+def float8_linear(x_MK: Tensor, weight: Float8Weight) -> Tensor:
+    """FP8: float32 [M, N] = float(sum over K of float8 * float8) * (row scale * weight scale).
+
+    The sums are exact: products are multiples of 2^-18 below 2^18, and float64 holds the sum
+    of 2^17 of them. So a row does not depend on the others.
+    """
+    q_MK, scale_M = float8_activations(x_MK)
+    x64_MK, parts = q_MK.double(), weight.q_NK.split(_FLOAT64_ROWS)
+    sums_MN = torch.cat([x64_MK @ part.double().t() for part in parts], 1).float()
+    return sums_MN * (scale_M[:, None] * weight.scale_N)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.formats.float_quantized import Float8Weight
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
 from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes, whole_group
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.torch_native import int8_product
+from engine.layers.float8 import Float8Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class WeightOnly:
 
 
 # A weight as it will be executed: floating point [N, K], or quantised.
-Weight = Tensor | Int8Weight | GroupedWeight | WeightOnly
+Weight = Tensor | Int8Weight | GroupedWeight | Float8Weight | WeightOnly
 
 
 class Linear(Protocol):
@@ -223,12 +225,19 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
             return PackedGroupedLinear.pack(weight, "int8", bias_N)
         run = kernel("int4_linear", backend)
         return Int4Linear(replace(weight, scale_NG=weight.scale_NG.float()), run, bias_N)
-    if isinstance(weight, Int8Weight) and backend == "cpu":
-        return PackedInt8Linear.pack(weight, bias_N)
     if isinstance(weight, Int8Weight):
-        scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
-        return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
+        return _int8(weight, backend, bias_N)
+    if isinstance(weight, Float8Weight):
+        float8 = Float8Weight(weight.q_NK.contiguous(), weight.scale_N.float())
+        return Float8Linear(float8, kernel("float8_linear", backend), bias_N)
     return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
+
+
+def _int8(weight: Int8Weight, backend: str, bias_N: Tensor | None) -> Linear:
+    if backend == "cpu":
+        return PackedInt8Linear.pack(weight, bias_N)
+    scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
+    return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
 
 
 def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Linear:
@@ -264,7 +273,7 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
     match weight:
         case Int8Weight():
             return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
-        case GroupedWeight():
+        case GroupedWeight() | Float8Weight():
             return weight.rows(order_N)
         case WeightOnly():
             rows = take_rows(weight.weight, order_N)
@@ -295,6 +304,9 @@ def _joined(weights: Sequence[Weight]) -> Weight:
     if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
         scales = [weight.scale_N.float() for weight in int8]
         return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
+    if float8 := [weight for weight in weights if isinstance(weight, Float8Weight)]:
+        scales = [weight.scale_N.float() for weight in float8]
+        return Float8Weight(torch.cat([weight.q_NK for weight in float8]), torch.cat(scales))
     if grouped := [weight for weight in weights if isinstance(weight, GroupedWeight)]:
         zeros = [weight.zero_NG for weight in grouped if weight.zero_NG is not None]
         return replace(

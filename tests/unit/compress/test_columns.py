@@ -19,6 +19,7 @@ from compress.methods.wanda import Wanda
 from engine.formats.grouped import GroupedWeight
 
 INT4 = Scheme(bits=4, group_size=32)
+FP8 = Scheme(kind="float8")
 SPARSITIES = [
     Sparsity(),
     Sparsity(share=0.25),
@@ -110,6 +111,26 @@ def test_gptq_beats_rtn_on_correlated_inputs(scheme: Scheme, symmetric: bool) ->
     scheme = Scheme(bits=scheme.bits, group_size=scheme.group_size, symmetric=symmetric)
     errors = Gptq(scheme).quantise(weight_NK, inputs).outcome.errors
     assert errors["gptq"] < 0.7 * errors["rtn"]
+
+
+def test_gptq_on_the_fp8_grid() -> None:
+    weight_NK, inputs = weights(48, 128), correlated(128)
+    result = Gptq(FP8).quantise(weight_NK, inputs)
+    errors = result.outcome.errors
+    assert errors["gptq"] < 0.7 * errors["rtn"]
+    grid, found = make_grid(weight_NK, FP8), result.weight.dequantize()
+    assert torch.equal(result.weight.scale_N, grid.scale_NG[:, 0])
+    assert not torch.equal(found, grid.weight(grid.quantize(weight_NK)).dequantize())
+    assert torch.equal(grid.weight(grid.quantize(found)).dequantize(), found), "on the grid"
+
+
+def test_fp8_keeps_a_mask_and_what_the_joint_loop_dropped() -> None:
+    weight_NK, inputs = weights(16, 160), correlated(160)
+    mask_NK = lowest(weight_NK.abs(), Sparsity(structure="2:4"), per_row=True)
+    assert not Gptq(FP8).quantise(weight_NK, inputs, mask_NK).weight.dequantize()[mask_NK].any()
+    joint = Joint(Sparsity(structure="2:4"), FP8).quantise(weight_NK, inputs)
+    zeros = joint.weight.dequantize() == 0
+    assert (zeros.unflatten(1, (-1, 4)).sum(2) >= 2).all()
 
 
 def test_rows_are_independent() -> None:

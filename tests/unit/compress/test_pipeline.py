@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -77,16 +77,20 @@ def test_the_embedded_model(mini: Path, tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (mini / name).read_bytes()
 
 
-def test_transformers_loads_it_bit_equal(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int", "float8"])
+def test_transformers_loads_it_bit_equal(
+    mini: Path, tmp_path: Path, kind: Literal["int", "float8"]
+) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    compress.compress("w8a8", mini, tmp_path / "out")
+    compress.compress("w8a8" if kind == "int" else "fp8", mini, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         model(torch.tensor([[0, 5, 6]]))
-    expected = Rtn(Scheme()).quantise(Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")).weight
+    original = Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")
+    expected = Rtn(Scheme(kind=kind)).quantise(original).weight
     weight = model.get_submodule(Q_PROJ).weight
     assert torch.equal(weight, expected.q_NK.to(weight.dtype) * expected.scale_N[:, None])
 

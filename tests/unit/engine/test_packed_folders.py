@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.format import infer_module_format
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.quantization.utils import calculate_qparams
@@ -80,7 +82,7 @@ def config(folder: Path) -> EngineConfig:
     return EngineConfig(
         model_dir=folder,
         cache=CacheConfig(blocks=16, block_size=4, dtype="fp32"),
-        kernels=KernelConfig(threads=1),
+        kernels=KernelConfig(threads=1, allow_slow=True),
     )
 
 
@@ -263,7 +265,7 @@ def theirs(scheme: QuantizationScheme) -> tuple[Pack, Pack, dict[str, Any]]:
     """compressed-tensors' own files: tensors, what they decompress to, and the configuration."""
     args = scheme.weights
     assert args is not None
-    kind = "pack-quantized" if scheme.input_activations is None else "int-quantized"
+    kind = "pack-quantized" if scheme.input_activations is None else f"{args.type}-quantized"
     compressor: Any = BaseCompressor.get_value_from_registry(kind)
 
     def pack(_: str, weight: Tensor) -> dict[str, Tensor]:
@@ -304,6 +306,7 @@ def preset(name: str, **weights: Any) -> QuantizationScheme:
         (preset("W4A16", strategy="channel", group_size=None), "int4 x float32"),
         (preset("W4A8"), "int4 x int8"),
         (preset("W8A8"), "int8 x int8"),
+        (preset("FP8_DYNAMIC"), "float8_e4m3 x float8_e4m3"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else "",
 )
@@ -314,11 +317,50 @@ def test_compressed_tensors_own_files(
     folder = write(tmp_path / "theirs", pack, quantization)
     wanted = logits(write(tmp_path / "float", floating, None))
     activations = execution.rsplit(" ", 1)[-1]
-    # Rounding activations to int8 is part of the arithmetic.
-    near = 1e-4 if activations == "float32" else 0.01 * float(wanted.abs().max())
+    # Rounding activations is part of the arithmetic.
+    share = {"float32": 1e-5, "int8": 0.01, "float8_e4m3": 0.05}[activations]
+    near = share * float(wanted.abs().max())
     assert torch.allclose(logits(folder), wanted, atol=near)
     report = EngineCore.from_config(config(folder)).report()
     assert {layer.execution for layer in report.layers if layer.name in MODULES} == {execution}
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("FP8", "weights.strategy is 'tensor'"),
+        ("FP8_BLOCK", "weights.strategy is 'block'"),
+        ("W3A16", "num_bits is 3"),
+        ("W6A16", "num_bits is 6"),
+        ("W4AFP8", "input_activations.type is 'float'"),
+        ("W4A4", "input_activations.num_bits is 4"),
+        ("NVFP4", "nvfp4-pack-quantized"),
+        ("MXFP4", "mxfp4-pack-quantized"),
+    ],
+)
+def test_schemes_without_arithmetic_are_refused_by_name(
+    tmp_path: Path, name: str, named: str
+) -> None:
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    kind = infer_module_format(torch.nn.Linear, scheme).value
+    group = json.loads(scheme.model_dump_json()) | {"format": kind}
+    quantization = {"quant_method": "compressed-tensors", "format": kind}
+    folder = write(tmp_path / "x", None, quantization | {"config_groups": {"group_0": group}})
+    found = refused(folder)
+    assert named in found
+    assert "--recipe" in found
+
+
+def test_fp8_is_loaded_where_slowness_is_allowed(tmp_path: Path) -> None:
+    pack, _, quantization = theirs(preset("FP8_DYNAMIC"))
+    folder = write(tmp_path / "fp8", pack, quantization)
+    report = EngineCore.from_config(config(folder)).report()
+    assert (report.weights, report.activations) == ("float8_e4m3", "float8_e4m3")
+    assert "float8_e4m3=reference (slow)" in report.kernels
+    assert report.format == "compressed-tensors/float-quantized"
+    strict = replace(config(folder), kernels=KernelConfig(threads=1))
+    with pytest.raises(ModelLoadError, match="serve it with --allow-slow"):
+        EngineCore.from_config(strict)
 
 
 def test_mixed_precision_is_served(tmp_path: Path) -> None:
