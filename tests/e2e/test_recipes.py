@@ -103,3 +103,16 @@ def test_what_gptq_and_awq_packed_is_served_as_it_is(
     layers = {layer.name: layer for layer in model.layers}
     layer = layers["model.layers.0.self_attn.q_proj"]
     assert (layer.storage, layer.execution) == ("int4", "int4 x float32")
+
+
+def test_fp8_is_served_where_it_may_be_slow(tmp_path: Path, pool: tuple[str, ...]) -> None:
+    cache = str(tmp_path / "cache")
+    arguments = ("--recipe", "fp8", "--allow-slow", "--cache-dir", cache, *pool)
+    with ServerProcess(*arguments) as process:
+        model, text = ask(process)
+    assert text
+    assert (model.precision.weights, model.precision.activations) == ("float8_e4m3", "float8_e4m3")
+    assert {layer.execution for layer in model.layers if layer.name != "lm_head"} == {
+        "float8_e4m3 x float8_e4m3"
+    }
+    assert model.provenance.format == "compressed-tensors/float-quantized"
