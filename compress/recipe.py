@@ -26,7 +26,7 @@ SCHEMES = {
 # Only a reference computes these here.
 SLOW_SCHEMES = ("fp8",)
 _ROUNDING = ("scheme", "group_size", "symmetric", "scale")
-_PRUNING = ("sparsity", "structure")
+_PRUNING = ("sparsity", "structure", "allocation")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "rtn": _ROUNDING,
     "gptq": (*_ROUNDING, "actorder"),
@@ -43,7 +43,7 @@ class Modifier:
     """One step: method ``type`` on the linear layers that match.
 
     Options of other types are None. ``sparsity`` is a share of the weights, or one for each
-    decoder layer.
+    decoder layer. ``allocation`` None: all layers have the same sparsity, or that of the list.
     """
 
     type: str
@@ -56,6 +56,7 @@ class Modifier:
     alpha: float | None = None
     sparsity: float | tuple[float, ...] | None = None
     structure: str | None = None
+    allocation: Literal["owl"] | None = None
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ("lm_head",)
 
