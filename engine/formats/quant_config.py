@@ -42,9 +42,9 @@ def checkpoint_format(config: dict[str, Any]) -> str:
             f"compressed-tensors format {kind!r} is not served, {', '.join(_SERVED)} are: {REMEDY}"
         )
     if quantization.get("kv_cache_scheme"):
-        raise ModelLoadError("a checkpoint with a kv_cache_scheme (static scales) is not served")
+        raise ModelLoadError(f"a kv_cache_scheme (static scales) is not served: {REMEDY}")
     if quantization.get("transform_config"):
-        raise ModelLoadError("a checkpoint with a transform_config (rotations) is not served")
+        raise ModelLoadError(f"a transform_config (rotations) is not served: {REMEDY}")
     sparsity = quantization.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
         raise ModelLoadError(f"compressed-tensors with sparse weights is not served: {REMEDY}")
@@ -53,7 +53,7 @@ def checkpoint_format(config: dict[str, Any]) -> str:
         raise ModelLoadError("quantization_config.config_groups must hold JSON objects")
     for name, group in groups.items():
         if group.get("output_activations"):
-            raise ModelLoadError(f"quantization_config {name} quantises outputs: not served")
+            raise ModelLoadError(f"quantization_config {name} quantises outputs: {REMEDY}")
         own = group.get("format") or kind
         if kind not in (MIXED, own):
             raise ModelLoadError(
@@ -87,13 +87,16 @@ def _check_group(name: str, group: dict[str, Any], kind: str) -> None:
         _check(name, "input_activations", group.get("input_activations"), _FLOAT8_ACTIVATIONS)
         return
     if kind != pack_quantized.FORMAT:
-        raise ModelLoadError(f"quantization_config {name}.format {kind!r} is not served")
+        raise ModelLoadError(f"quantization_config {name}.format {kind!r} is not served: {REMEDY}")
     if group.get("input_activations"):
-        raise ModelLoadError(f"quantization_config {name}: packed weights with activations")
+        raise ModelLoadError(
+            f"quantization_config {name}: packed weights with input_activations are not served: "
+            f"{REMEDY}"
+        )
     if isinstance(weights, dict) and weights.get("actorder") == "group":
         raise ModelLoadError(
             f"quantization_config {name}: actorder 'group' (weight_g_idx) is not served; "
-            "'static' is"
+            f"'static' is: {REMEDY}"
         )
     served = {"type": "int", "num_bits": _PACKED_BITS, "strategy": _PACKED_STRATEGIES}
     _check(name, "weights", weights, served)
