@@ -34,6 +34,13 @@ TABLE = {
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
     ("rms_norm", "cpu"): "engine.kernels.cpu.norm",
     ("layer_norm", "cpu"): "engine.kernels.cpu.norm",
+    ("sample", "reference"): "engine.kernels.reference",
+    ("sample", "torch"): "engine.kernels.torch_sampling",
+    ("sample", "cpu"): "engine.kernels.cpu.sample",
+    ("logprobs", "torch"): "engine.kernels.torch_sampling",
+    ("logprobs", "cpu"): "engine.kernels.cpu.sample",
+    ("penalise", "torch"): "engine.penalties",
+    ("penalise", "cpu"): "engine.kernels.cpu.penalise",
 }
 BACKENDS = ("torch", "cpu")
 

@@ -26,9 +26,9 @@ from compress import compress
 from engine.client.tokenizer import Tokenizer
 from engine.config import EngineConfig, KernelConfig
 from engine.core import EngineCore
-from engine.sampler import uniform_number
 from engine.scoring import Scorer
 from engine.types import FinishReason, Request, SamplingParams, StoppingParams
+from engine.uniform import uniform_number
 
 MakeConfig = Callable[..., EngineConfig]
 GAP = 1e-3

@@ -43,6 +43,9 @@ class Kernels:
     kv_step: Entry = field(init=False, compare=False)
     attention: Entry = field(init=False, compare=False)
     attention_scratch: Entry = field(init=False, compare=False)
+    sample: Entry = field(init=False, compare=False)
+    logprobs: Entry = field(init=False, compare=False)
+    penalise: Entry = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for one in fields(self):
