@@ -55,14 +55,14 @@ class Watcher:
         except grpc.RpcError as error:
             self.code = error.code()
 
-    def wait_for(self, condition: object, seconds: float = 20.0) -> None:
+    def wait_for(self, condition: object, seconds: float = 60.0) -> None:
         give_up = time.monotonic() + seconds
         while not condition(self.messages):
             assert time.monotonic() < give_up, (self.messages, self.code)
             time.sleep(0.01)
 
     def join(self) -> None:
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
 
 
