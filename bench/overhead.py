@@ -26,6 +26,7 @@ from engine.config import SchedulerConfig
 from engine.constraints import Constraints
 from engine.core import EngineCore
 from engine.formats.runtime import Runtime
+from engine.kernels import resolve
 from engine.kv_cache import KvCache
 from engine.loader import LoadedModel
 from engine.model_runner import ModelRunner
@@ -131,7 +132,7 @@ class TimedRunner:
 
 def make_core(watch: Stopwatch) -> EngineCore:
     model = LoadedModel(cast(Decoder, RandomDecoder(watch)), (), (), Runtime(), "none", 0)
-    runner = ModelRunner(model, Constraints(None), cast(KvCache, None), block_size=16, blocks=4096)
+    runner = ModelRunner(model, Constraints(None), cast(KvCache, None), 16, 4096, resolve("auto"))
     return EngineCore(TimedRunner(runner, watch), SchedulerConfig())
 
 

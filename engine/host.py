@@ -5,8 +5,10 @@ Speaks MessagePack over a Unix socket that only this user can open. Ends with it
 
 import logging
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import zmq
 
@@ -59,6 +61,8 @@ def main(address: str, parent: int, config: EngineConfig) -> int:
         return 2
     send(Ready(core.report()))
     run_loop(core, receive, send)
+    if os.getppid() != parent:  # it was killed, and can no longer clear up
+        shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)
     return 0
 
 

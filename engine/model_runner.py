@@ -11,12 +11,12 @@ from engine.config import CacheConfig, EngineConfig
 from engine.constraints import Constraints
 from engine.endings import NOT_FINITE, OVER_LIMITS
 from engine.errors import ModelLoadError
-from engine.kernels import resolve
+from engine.kernels import kernel, resolve
 from engine.kv_cache import KvCache, KvShape, cache_class
 from engine.layers.linear import Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
-from engine.penalties import add_bias, forbid_ends, penalise
+from engine.penalties import add_bias, changes, forbid_ends
 from engine.sampler import sample
 from engine.self_test import check_linear
 from engine.types import (
@@ -52,12 +52,14 @@ class ModelRunner:
         cache: KvCache,
         block_size: int,
         blocks: int,
+        backend: str,
     ) -> None:
         self._model = model
         self._constraints = constraints
         self._cache = cache
         self.block_size = block_size
         self.num_blocks = blocks
+        self._backend = backend
 
     @classmethod
     def from_config(
@@ -73,7 +75,7 @@ class ModelRunner:
                 check_linear(linear)
             spec = model.decoder.spec
             constraints = Constraints.from_folder(config.model_dir, spec.vocabulary_size)
-            runner = cls(model, constraints, *_allocate(config, model, backend))
+            runner = cls(model, constraints, *_allocate(config, model, backend), backend)
         runner.warm_up()
         return runner
 
@@ -102,7 +104,7 @@ class ModelRunner:
         inputs, decoder = batches.build(batch, self.block_size), self._model.decoder
         hidden_TK = decoder.hidden(inputs, self._cache)
         result = StepResult([0] * len(batch.items))
-        result.prompts.extend(prompt_logprobs(batch, hidden_TK, decoder.logits))
+        result.prompts.extend(prompt_logprobs(batch, hidden_TK, decoder.logits, self._backend))
         rows = [
             _Row(index, item.sequence, after)
             for index, item in enumerate(batch.items)
@@ -111,8 +113,10 @@ class ModelRunner:
         ]
         if rows:
             logits_RV = decoder.logits(hidden_TK[inputs.rows_R])
-            report = LogprobsReport(logits_RV, [row.sequence for row in rows])
-            tokens = self._sample(logits_RV, rows)
+            sequences = [row.sequence for row in rows]
+            changing = any(changes(one) or one.request.sampling.constraint for one in sequences)
+            report = LogprobsReport(logits_RV, sequences, changing=changing, backend=self._backend)
+            tokens = self._sample(logits_RV, rows, changing=changing)
             for row, token in zip(rows, tokens, strict=True):
                 if row.after == 0:
                     result.tokens[row.item] = token
@@ -122,13 +126,13 @@ class ModelRunner:
                 result.logprobs[rows[number].item] = logprobs
         return result
 
-    def _sample(self, logits_RV: torch.Tensor, rows: list["_Row"]) -> list[int]:
-        """Changes ``logits_RV``."""
+    def _sample(self, logits_RV: torch.Tensor, rows: list["_Row"], *, changing: bool) -> list[int]:
+        """``changing`` says that something changes ``logits_RV`` before."""
         sequences = [row.sequence for row in rows]
 
         def edit(logits_RV: torch.Tensor) -> None:
             add_bias(logits_RV, sequences)
-            penalise(logits_RV, sequences)
+            kernel("penalise", self._backend)(logits_RV, sequences)
             self._constraints.mask(logits_RV, sequences)
             forbid_ends(logits_RV, sequences)
 
@@ -137,7 +141,8 @@ class ModelRunner:
             [row.sequence.request.sampling for row in rows],
             [row.sequence.generated + row.after for row in rows],
             [row.sequence.choice for row in rows],
-            edit,
+            edit if changing else None,
+            self._backend,
         )
         for number, token in enumerate(tokens):
             if token == NOT_FINITE and self._constraints.is_over_limits(sequences[number]):

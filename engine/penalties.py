@@ -13,6 +13,13 @@ from torch import Tensor
 from engine.types import SamplingParams, Sequence
 
 
+def changes(sequence: Sequence) -> bool:
+    """Whether anything here changes the sequence's row."""
+    params = sequence.request.sampling
+    early = sequence.generated < sequence.request.stopping.min_tokens
+    return early or bool(params.logit_bias) or is_penalised(params)
+
+
 def add_bias(logits_RV: Tensor, sequences: Many[Sequence]) -> None:
     """``logit_bias`` of the OpenAI API."""
     biases = [
@@ -26,6 +33,15 @@ def add_bias(logits_RV: Tensor, sequences: Many[Sequence]) -> None:
         logits_RV.index_put_(where, torch.tensor(values), accumulate=True)
 
 
+def is_penalised(params: SamplingParams) -> bool:
+    """Whether ``penalise`` changes rows of such requests."""
+    return (
+        params.repetition_penalty != 1.0
+        or params.frequency_penalty != 0.0
+        or params.presence_penalty != 0.0
+    )
+
+
 def penalise(logits_RV: Tensor, sequences: Many[Sequence]) -> None:
     """Makes tokens that came before less likely.
 
@@ -34,7 +50,7 @@ def penalise(logits_RV: Tensor, sequences: Many[Sequence]) -> None:
     generated token's logit loses ``frequency_penalty`` for each time that it came and
     ``presence_penalty`` once.
     """
-    rows = [i for i, sequence in enumerate(sequences) if _penalised(sequence.request.sampling)]
+    rows = [i for i, sequence in enumerate(sequences) if is_penalised(sequence.request.sampling)]
     if not rows:
         return
     vocabulary = logits_RV.shape[1]
@@ -75,14 +91,6 @@ def forbid_ends(logits_RV: Tensor, sequences: Many[Sequence]) -> None:
 def _ends(sequence: Sequence) -> tuple[int, ...]:
     stopping = sequence.request.stopping
     return stopping.eos_token_ids + stopping.stop_token_ids
-
-
-def _penalised(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty != 0.0
-        or params.presence_penalty != 0.0
-    )
 
 
 def _counts(sequences: list[Sequence], rows: list[int], vocabulary: int) -> tuple[Tensor, Tensor]:

@@ -81,10 +81,8 @@ class Scheduler:
                 f"prompt and max_tokens make {wanted} tokens, at most {self._max_tokens} fit",
             )
         leader = Sequence(request, list(request.prompt))
-        others = [
-            Sequence(request, list(request.prompt), choice=i, leader=leader)
-            for i in range(1, request.choices)
-        ]
+        choices = range(1, request.choices)
+        others = [Sequence(request, list(request.prompt), i, leader) for i in choices]
         self._sequences[request.id] = [leader, *others]
         for sequence in self._sequences[request.id]:
             bisect.insort(self._waiting, sequence, key=_order)
@@ -158,22 +156,20 @@ class Scheduler:
         self._blocks.check_invariants([s.block_table for s in self._running])
 
     def _refuse_if_hopeless(self, sequence: Sequence, now: float) -> None:
-        request = sequence.request
-        deadline = request.stopping.deadline
-        if deadline is None:
-            return
+        request, deadline = sequence.request, sequence.request.stopping.deadline
         before = [s for s in self._waiting if s.order < sequence.order] + self._running
-        if not before:
+        if deadline is None or not before:
             return  # an idle engine tries: so a speed that was measured badly is measured anew
         # Other choices find the prompt of their first one computed.
-        prompt_tokens = sum(s.uncomputed for s in before if s.uncomputed > 1 and s.leader is None)
-        needed = self._speed.seconds_needed(request, prompt_tokens)
+        prompts = [s for s in before if s.uncomputed > 1 and s.leader is None]
+        tokens = sum(self._unknown_tokens(s) for s in (*prompts, sequence))
+        needed = self._speed.seconds_needed(request, tokens)
         if now + needed > deadline:
             message = f"needs {needed:.2f} s at the speed measured, more than its deadline leaves"
-            self._refused += [
-                self._finish(s, FinishReason.REFUSED, now, message=message, retry_after_s=needed)
-                for s in list(self._sequences[request.id])
-            ]
+            for one in list(self._sequences[request.id]):
+                reason = FinishReason.REFUSED
+                end = self._finish(one, reason, now, message=message, retry_after_s=needed)
+                self._refused.append(end)
 
     def _end_cancelled(self, now: float) -> list[Finished]:
         cancelled, self._cancelled = self._cancelled, []
@@ -260,6 +256,10 @@ class Scheduler:
         self._blocks.extend_digests(sequence.digests, sequence.tokens, sequence.request.cache_salt)
         most = (len(sequence.tokens) - 1) // self._blocks.block_size
         return self._blocks.match(sequence.digests[:most])
+
+    def _unknown_tokens(self, sequence: Sequence) -> int:
+        known = [] if sequence.block_table else self._known_prefix(sequence)
+        return sequence.uncomputed - len(known) * self._blocks.block_size
 
     def _start(self, sequence: Sequence, prefix: list[int], now: float) -> None:
         self._waiting.remove(sequence)

@@ -49,8 +49,8 @@ class StepSpeed:
             return None
         return max(0, int((seconds - (self.decode_s or 0.0)) / slowest))
 
-    def seconds_needed(self, request: Request, tokens_before: int) -> float:
-        """What ``request`` takes at least, after ``tokens_before`` prompt tokens of others.
+    def seconds_needed(self, request: Request, prompt_tokens: int) -> float:
+        """What ``request`` takes at least, with ``prompt_tokens`` to compute, its own and others'.
 
         How soon an end token comes nobody knows, so that only a request without any needs all
         its tokens. What was not measured counts as 0.
@@ -58,8 +58,7 @@ class StepSpeed:
         stopping = request.stopping
         endless = not (stopping.eos_token_ids or stopping.stop_token_ids)
         steps = stopping.max_tokens if endless else max(1, stopping.min_tokens)
-        prompt_s = (tokens_before + len(request.prompt)) * (self.prompt_token_s or 0.0)
-        return prompt_s + steps * (self.token_s or 0.0)
+        return prompt_tokens * (self.prompt_token_s or 0.0) + steps * (self.token_s or 0.0)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -20,8 +20,8 @@ FLAGS = (
 )
 TESTS = [
     str(path)
-    for pattern in ("test_cpu_*.py", "test_native_layer.py")
-    for path in sorted((ROOT / "tests/unit/engine").glob(pattern))
+    for pattern in ("cpu_*", "native_layer", "sampler", "logprobs", "penalties")
+    for path in sorted((ROOT / "tests/unit/engine").glob(f"test_{pattern}.py"))
     if path.name != "test_cpu_library.py"  # it tests how libraries are built and found
 ]
 

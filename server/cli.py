@@ -61,7 +61,13 @@ def main() -> None:
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of these.")
+@click.option(
+    "--config",
+    "file",
+    envvar="VENTURI_CONFIG",
+    type=click.Path(path_type=Path),
+    help="YAML file of these.",
+)
 def serve(file: Path | None, **flags: Any) -> int:
     """Compress MODEL (a Hugging Face folder; the embedded one by default) and serve it.
 

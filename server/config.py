@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -96,6 +96,13 @@ class ServerConfig(BaseSettings):
     request_timeout: float = Field(600.0, gt=0)
     write_timeout: float = Field(30.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("cache_dir", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        if value == "" or value == Path():
+            raise ValueError("name a folder")
+        return value
 
     @model_validator(mode="after")
     def _sequences_fit_a_step(self) -> "ServerConfig":

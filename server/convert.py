@@ -265,8 +265,8 @@ def _coalescing(request: AnyGenerateRequest) -> Coalescing:
     most = _optional(request.stream, "max_tokens_per_message")
     if most is not None and most < 1:
         raise InvalidRequest("stream.max_tokens_per_message", "must be at least 1")
-    delay = _seconds(request.stream, "max_delay") or 0.0
-    if not 0 <= delay <= _MAX_DELAY_S:
+    delay = _seconds(request.stream, "max_delay")
+    if delay is not None and not 0 <= delay <= _MAX_DELAY_S:
         raise InvalidRequest("stream.max_delay", f"must be from 0 to {_MAX_DELAY_S} s")
     return Coalescing(max_tokens=most or Coalescing().max_tokens, max_delay=delay)
 

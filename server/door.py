@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from google.rpc import status_pb2
 
-from engine.errors import DeadlineExceeded, InvalidRequest
+from engine.errors import DeadlineExceeded, GenerationFailed, InvalidRequest
 from server.errors import code_of, retry_after_ms, to_status
 from server.telemetry import ServerSpan, Telemetry
 
@@ -102,7 +102,9 @@ class Door(grpc.aio.ServerInterceptor):
             except Exception as error:
                 status = to_status(error, call.request_id)
                 code = code_of(status)
-                if code is grpc.StatusCode.INTERNAL:
+                if isinstance(error, GenerationFailed):  # the engine has told why
+                    logger.error("request %s failed: %s", call.request_id, error)
+                elif code is grpc.StatusCode.INTERNAL:
                     logger.exception("request %s failed", call.request_id)
                 await _abort(context, status, call.request_id)
             finally:

@@ -120,7 +120,9 @@ class EngineClient:
         if request.id in self._streams:
             raise InvalidRequest("request_id", "a request with this id is running")
         self.totals.prompt_tokens += len(request.prompt)
-        stream = self._streams[request.id] = TokenStream(request.choices)
+        stream = self._streams[request.id] = TokenStream(
+            request.choices, lambda: len(self._streams)
+        )
         self._transport.send(Submit(request))
         return stream
 

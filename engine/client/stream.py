@@ -7,17 +7,31 @@ from dataclasses import dataclass, field
 
 from engine.types import Finished, TokenEvent, TokenLogprobs
 
+# A message costs a server and a client on one machine some 0.1 ms, which the model then lacks.
+_CROWD_DELAY_S = 0.0008  # for each open stream but one
+_MOST_CROWD_DELAY_S = 0.025
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coalescing:
-    """How many tokens may go out together, and how long the first of them may wait (s)."""
+    """How many tokens may go out together, and how long the first of them may wait (s).
+
+    Without a ``max_delay``, nothing waits in a lone stream, and in a crowd longer the larger it
+    is: what the server spends on messages is bounded.
+    """
 
     max_tokens: int = 16
-    max_delay: float = 0.0
+    max_delay: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
+
+    def delay(self, open_streams: int) -> float:
+        """How long a token may wait where so many streams are open."""
+        if self.max_delay is not None:
+            return self.max_delay
+        return min(_CROWD_DELAY_S * (open_streams - 1), _MOST_CROWD_DELAY_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +51,33 @@ class _Choice:
     started: bool = False
     delivered: bool = False  # the terminal event is out
 
-    def ready(self, coalescing: Coalescing, now: float) -> bool:
-        """Whether something is there that need not wait for more."""
+    def ready(self, most: int, due: float) -> bool:
+        """Whether something is there that need not wait for more: ``most`` tokens, or some that
+        came up to ``due``."""
         if self.finished is not None:
             return not self.delivered
-        enough = not self.started or len(self.tokens) >= coalescing.max_tokens
-        return bool(self.tokens) and (enough or now >= self.since + coalescing.max_delay)
+        if not self.tokens:
+            return False
+        return not self.started or len(self.tokens) >= most or self.since <= due
 
 
 class TokenStream:
     """Bounded by the request's own max_tokens: a slow reader finds more at once.
 
     ``on_start`` is called once: when the first token or terminal event is there, read or not.
+    ``open_streams`` says how many there are, this one included.
     """
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, open_streams: Callable[[], int] = lambda: 1) -> None:
         self.choices = choices
         self.prompt: list[TokenLogprobs] = []
         self.on_start: Callable[[], None] = lambda: None
         self._choices = [_Choice() for _ in range(choices)]
+        self._open_streams = open_streams
         self._started = False
         self._arrived = asyncio.Event()
+        # What the reader waits for: None where the next event, whatever it is, must wake it.
+        self._awaited: Coalescing | None = None
 
     @property
     def ended(self) -> bool:
@@ -99,21 +119,30 @@ class TokenStream:
         if not self._started:
             self._started = True
             self.on_start()
-        self._arrived.set()
+        if self._awaited is None or self._ready(self._awaited) is not None:
+            self._arrived.set()
 
     def _ready(self, coalescing: Coalescing) -> int | None:
-        now = time.monotonic()
-        ready = [i for i, choice in enumerate(self._choices) if choice.ready(coalescing, now)]
+        due = time.monotonic() - coalescing.delay(self._open_streams())
+        most = coalescing.max_tokens
+        if self.choices == 1:
+            return 0 if self._choices[0].ready(most, due) else None
+        ready = [i for i, choice in enumerate(self._choices) if choice.ready(most, due)]
         # The one with most waits longest; of equals the first.
         return max(ready, key=lambda i: len(self._choices[i].tokens), default=None)
 
     async def _more(self, coalescing: Coalescing) -> None:
         """Waits for another event, or until a choice's tokens have waited long enough."""
         first = min((choice.since for choice in self._choices if choice.tokens), default=None)
-        left = None if first is None else first + coalescing.max_delay - time.monotonic()
+        timer = None
+        if first is not None:
+            self._awaited = coalescing
+            left = first + coalescing.delay(self._open_streams()) - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(max(0.0, left), self._arrived.set)
         self._arrived.clear()
         try:
-            async with asyncio.timeout(left):
-                await self._arrived.wait()
-        except TimeoutError:
-            pass
+            await self._arrived.wait()
+        finally:
+            self._awaited = None
+            if timer is not None:
+                timer.cancel()

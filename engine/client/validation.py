@@ -29,11 +29,14 @@ class Limits:
 
     vocabulary_size: int
     max_sequence_tokens: int
+    bound: str = "the model's context"  # whose tokens these are, for messages
 
     @classmethod
     def of(cls, report: ModelReport) -> "Limits":
         """From what the engine found in memory."""
-        return cls(report.vocabulary_size, report.max_sequence_tokens)
+        small = report.max_sequence_tokens < report.context_length
+        bound = "the KV pool" if small else "the model's context"
+        return cls(report.vocabulary_size, report.max_sequence_tokens, bound)
 
 
 def check(request: GenerationRequest, limits: Limits) -> None:
@@ -129,8 +132,8 @@ def room_for(request: GenerationRequest, limits: Limits, prompt_tokens: int) -> 
         wanted = f" and {request.max_tokens} new ones" if request.max_tokens else ""
         raise InvalidRequest(
             "stopping.max_tokens" if request.max_tokens else "input",
-            f"{prompt_tokens} prompt tokens{wanted} do not fit into "
-            f"{limits.max_sequence_tokens} tokens",
+            f"{prompt_tokens} prompt tokens{wanted} do not fit into the "
+            f"{limits.max_sequence_tokens} tokens of {limits.bound}",
         )
     return room
 

@@ -37,12 +37,20 @@ TABLE = {
     ("dense_linear", "cpu"): "engine.kernels.torch_native",
     ("rms_norm", "cpu"): "engine.kernels.cpu.norm",
     ("layer_norm", "cpu"): "engine.kernels.cpu.norm",
+    ("sample", "reference"): "engine.kernels.reference",
+    ("sample", "torch"): "engine.kernels.torch_sampling",
+    ("sample", "cpu"): "engine.kernels.cpu.sample",
+    ("logprobs", "torch"): "engine.kernels.torch_sampling",
+    ("logprobs", "cpu"): "engine.kernels.cpu.sample",
+    ("penalise", "torch"): "engine.penalties",
+    ("penalise", "cpu"): "engine.kernels.cpu.penalise",
 }
 BACKENDS = ("torch", "cpu")
 
 
 def resolve(backend: str) -> str:
-    """The backend that ``backend`` means here: ``auto`` is cpu where its library loads.
+    """The backend that ``backend`` means here: ``auto`` is cpu where its library loads, and has
+    kernels for this machine's vectors or those that ``VENTURI_CPU_ISA`` names.
 
     Raises ``ModelLoadError`` where it is unknown, or is ``cpu`` and cannot be loaded.
     """
@@ -59,7 +67,10 @@ def resolve(backend: str) -> str:
             raise
         logger.warning("serving with torch's kernels, which are slower: %s", error)
         return "torch"
-    library.kernels()  # what VENTURI_CPU_ISA asks for must be there
+    found = library.kernels()  # what VENTURI_CPU_ISA asks for must be there
+    if backend == "auto" and found.instruction_set == "portable" and not library.asked():
+        logger.warning("serving with torch's kernels: the portable ones, all that fit, are slower")
+        return "torch"
     return "cpu"
 
 

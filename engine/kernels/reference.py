@@ -1,10 +1,15 @@
 """Plain torch references: what each kernel must compute, written for reading, not for speed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from engine.endings import NOT_FINITE
 from engine.formats.float_quantized import LARGEST, Float8Weight, to_float8
 from engine.formats.grouped import GroupedWeight
+from engine.types import SamplingParams
+from engine.uniform import uniform_number
 
 # Out-features that are float64 at a time.
 _FLOAT64_ROWS = 1024
@@ -168,3 +173,44 @@ def int8_attention(
     q, scale = quantize_activations(q_LHD.flatten(0, 1))
     rounded_LHD = (q * scale[:, None]).view_as(q_LHD).to(k_SJD.dtype)
     return attention(rounded_LHD, k_SJD, v_SJD, **options)  # type: ignore[arg-type]
+
+
+def sample(
+    logits_RV: Tensor,
+    params: Sequence[SamplingParams],
+    positions: Sequence[int],
+    choices: Sequence[int],
+    *,
+    edited: bool,
+) -> list[int]:
+    """The next token of each row of float32 logits; ``NOT_FINITE`` where there is none.
+
+    Temperature, then top-k, top-p and min-p, in the order of transformers; of equal logits the
+    first ones are kept. What is kept is drawn in the order of columns. ``edited`` says that
+    -inf is a token that is not allowed; elsewhere it is an error, as NaN is.
+    """
+    rows = zip(logits_RV, params, positions, choices, strict=True)
+    return [_sample_row(*row, edited=edited) for row in rows]
+
+
+def _sample_row(
+    logits_V: Tensor, params: SamplingParams, position: int, choice: int, *, edited: bool
+) -> int:
+    if logits_V.max() == -torch.inf or not (edited or bool(logits_V.isfinite().all())):
+        return NOT_FINITE
+    if params.temperature == 0:
+        return int(logits_V.argmax())
+    order_V = logits_V.sort(descending=True, stable=True).indices
+    largest_V = logits_V[order_V].double()
+    weights_V = ((largest_V - largest_V[0]) / params.temperature).exp()
+    if params.top_k:
+        weights_V[params.top_k :] = 0
+    kept_V = weights_V >= params.min_p
+    if params.top_p < 1:
+        # The smallest set of tokens whose probabilities reach p.
+        before_V = weights_V.cumsum(0) - weights_V
+        kept_V &= before_V < params.top_p * weights_V.sum()
+    by_column_V = torch.zeros_like(weights_V).scatter(0, order_V, weights_V * kept_V)
+    cumulative_V = by_column_V.cumsum(0)
+    point = uniform_number(params.seed, position, choice) * cumulative_V[-1]
+    return int((cumulative_V <= point).sum().clamp(max=int(by_column_V.nonzero().max())))

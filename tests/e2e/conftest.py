@@ -1,7 +1,7 @@
 """Real servers as child processes. VENTURI_TEST_KV_BLOCKS sets the size of their KV pool."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -37,3 +37,20 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
     """A channel to ``server``."""
     with grpc.insecure_channel(server.target) as channel:
         yield channel
+
+
+@pytest.fixture(scope="session")
+def slow(cache_dir: Path) -> Callable[..., ServerProcess]:
+    """Makes servers that generate some hundred tokens a second, so that a test can do something
+    to a request that runs. A small pool has room for one of 480 tokens."""
+    flags = "--speculative-tokens", "0", *(("--kv-blocks", "32") if BLOCKS else ())
+    return lambda *more: ServerProcess(
+        "--cache-dir", str(cache_dir), *flags, *more, env={"VENTURI_CPU_ISA": "portable"}
+    )
+
+
+@pytest.fixture(scope="session")
+def slow_server(slow: Callable[..., ServerProcess]) -> Iterator[ServerProcess]:
+    """One of these; tests leave it idle."""
+    with slow() as process:
+        yield process

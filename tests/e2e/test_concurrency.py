@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -100,12 +101,12 @@ async def test_32_streams_with_cancels_and_deadlines(
         assert (load.queued, load.running, load.kv_blocks_used) == (0, 0, 0)
 
 
-async def test_a_cancel_frees_the_blocks_within_a_step(server: ServerProcess) -> None:
+async def test_a_cancel_frees_the_blocks_within_a_step(slow_server: ServerProcess) -> None:
     """Seen by the tokens: no more than a few are generated after the cancel."""
     request = pb.GenerateStreamRequest(
-        text="User: hello", stopping=pb.Stopping(max_tokens=110, ignore_eos=True)
+        text="User: hello", stopping=pb.Stopping(max_tokens=480, ignore_eos=True)
     )
-    async with grpc.aio.insecure_channel(server.target) as channel:
+    async with grpc.aio.insecure_channel(slow_server.target) as channel:
         admin = AdminServiceStub(channel)
         before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total
         call = InferenceServiceStub(channel).GenerateStream(request)
@@ -113,20 +114,19 @@ async def test_a_cancel_frees_the_blocks_within_a_step(server: ServerProcess) ->
         call.cancel()
         load = await load_when_idle(channel)
         assert (load.running, load.kv_blocks_used) == (0, 0)
-        assert load.completion_tokens_total - before < 60
+        assert load.completion_tokens_total - before < 240
 
 
-async def test_a_deadline_frees_the_blocks(server: ServerProcess) -> None:
+async def test_a_deadline_frees_the_blocks(slow_server: ServerProcess) -> None:
     request = pb.GenerateStreamRequest(
         text="User: hello",
-        # One after the other in a small pool, and with no drafts to make them quicker.
         sampling=pb.Sampling(temperature=2.0, n=8),
         stopping=pb.Stopping(max_tokens=115, ignore_eos=True),
     )
-    async with grpc.aio.insecure_channel(server.target) as channel:
+    async with grpc.aio.insecure_channel(slow_server.target) as channel:
         admin = AdminServiceStub(channel)
         before = (await admin.GetLoad(GetLoadRequest())).completion_tokens_total
-        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.06)
+        code, _, _ = await collect(InferenceServiceStub(channel), request, timeout=0.2)
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
         load = await load_when_idle(channel)
         assert load.kv_blocks_used == 0
@@ -163,12 +163,12 @@ async def test_a_client_that_never_reads_stalls_nobody(server: ServerProcess) ->
         silent.cancel()
 
 
-async def test_more_than_max_requests_are_refused(cache_dir: object, pool: tuple[str, ...]) -> None:
-    with ServerProcess("--cache-dir", str(cache_dir), "--max-requests", "2", *pool) as server:
+async def test_more_than_max_requests_are_refused(slow: Callable[..., ServerProcess]) -> None:
+    with slow("--max-requests", "2") as server:
         async with grpc.aio.insecure_channel(server.target) as channel:
             stub = InferenceServiceStub(channel)
             request = pb.GenerateStreamRequest(
-                text="User: hello", stopping=pb.Stopping(max_tokens=100, ignore_eos=True)
+                text="User: hello", stopping=pb.Stopping(max_tokens=400, ignore_eos=True)
             )
             running = [stub.GenerateStream(request) for _ in range(2)]
             for call in running:

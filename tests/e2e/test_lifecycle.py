@@ -21,18 +21,9 @@ from venturi.v1.admin_pb2_grpc import AdminServiceStub
 from venturi.v1.inference_pb2_grpc import InferenceServiceStub
 
 Health = health_pb2.HealthCheckResponse
+# A second and more on a slow server: it still runs when a test does something to it.
 LONG = pb.Stopping(max_tokens=480, ignore_eos=True)
 SHORT = pb.Stopping(max_tokens=16, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def slow(cache_dir: Path, pool: tuple[str, ...]) -> Callable[[], ServerProcess]:
-    """Makes servers on which ``LONG`` takes a second and more, so that it still runs when a test
-    does something to them. A small pool has room for one of it."""
-    flags = "--speculative-tokens", "0", *(("--kv-blocks", "32") if pool else ())
-    return lambda: ServerProcess(
-        "--cache-dir", str(cache_dir), *flags, env={"VENTURI_CPU_ISA": "portable"}
-    )
 
 
 def check(channel: grpc.Channel, service: str = "") -> int:
@@ -64,14 +55,14 @@ class Watcher:
         except grpc.RpcError as error:
             self.code = error.code()
 
-    def wait_for(self, condition: object, seconds: float = 20.0) -> None:
+    def wait_for(self, condition: object, seconds: float = 60.0) -> None:
         give_up = time.monotonic() + seconds
         while not condition(self.messages):
             assert time.monotonic() < give_up, (self.messages, self.code)
             time.sleep(0.01)
 
     def join(self) -> None:
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
 
 
@@ -97,8 +88,10 @@ def test_the_port_is_open_and_not_serving_until_ready(tmp_path: Path) -> None:
         assert phases == sorted(phases)
         assert phases[-1] == admin_pb2.PHASE_READY
         assert admin_pb2.PHASE_COMPRESSING in phases
-        counted = [m for m in startup.messages if m.items == 42]
-        assert counted[-1].item == 42
+        # Those that follow each other quickly are sent as the last of them.
+        counted = [m.item for m in startup.messages if m.items == 42]
+        assert counted == sorted(counted)
+        assert counted[-1] > 0
         watch.call.cancel()
 
 
@@ -110,7 +103,7 @@ def test_a_second_start_is_a_cache_hit(server: ServerProcess, cache_dir: Path) -
     assert (artefact / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_sigterm_drains(slow: Callable[[], ServerProcess]) -> None:
+def test_sigterm_drains(slow: Callable[..., ServerProcess]) -> None:
     """NOT_SERVING at once, new requests refused, running ones complete, exit code 0."""
     with (
         slow() as server,
@@ -134,7 +127,7 @@ def test_sigterm_drains(slow: Callable[[], ServerProcess]) -> None:
 
 
 def test_a_stream_that_begins_while_the_server_goes_ends_with_an_error(
-    slow: Callable[[], ServerProcess],
+    slow: Callable[..., ServerProcess],
 ) -> None:
     """Also where the SDK's retry finds nobody: gRPC's own stream would wait for ever."""
     ended: list[str] = []
@@ -171,7 +164,7 @@ def test_a_stream_that_begins_while_the_server_goes_ends_with_an_error(
 
 
 def test_drain_refuses_and_ends_what_does_not_end_by_itself(
-    slow: Callable[[], ServerProcess],
+    slow: Callable[..., ServerProcess],
 ) -> None:
     with (
         slow() as server,
@@ -196,7 +189,7 @@ def test_drain_refuses_and_ends_what_does_not_end_by_itself(
         assert (load.running, load.kv_blocks_used) == (0, 0)
 
 
-def test_a_killed_engine_is_restarted(slow: Callable[[], ServerProcess]) -> None:
+def test_a_killed_engine_is_restarted(slow: Callable[..., ServerProcess]) -> None:
     """Each open stream gets a status, health flips, and the same server serves again."""
     with (
         slow() as server,
@@ -224,8 +217,12 @@ def test_a_killed_engine_is_restarted(slow: Callable[[], ServerProcess]) -> None
         watch.call.cancel()
 
 
-def test_the_engine_ends_with_a_killed_server(cache_dir: Path) -> None:
-    with ServerProcess("--cache-dir", str(cache_dir)) as server:
+def test_the_engine_ends_with_a_killed_server_and_clears_up(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    env = {"TMPDIR": str(tmp_path)}
+    with ServerProcess("--cache-dir", str(cache_dir), env=env) as server:
+        assert list(tmp_path.glob("venturi-*"))
         (pid,) = server.engine_pids()
         server.process.kill()
         server.process.wait()
@@ -234,9 +231,10 @@ def test_the_engine_ends_with_a_killed_server(cache_dir: Path) -> None:
         while Path(f"/proc/{pid}/exe").exists():
             assert time.monotonic() < give_up
             time.sleep(0.05)
+        assert not list(tmp_path.glob("venturi-*"))
 
 
-def test_a_second_signal_ends_at_once(slow: Callable[[], ServerProcess]) -> None:
+def test_a_second_signal_ends_at_once(slow: Callable[..., ServerProcess]) -> None:
     with (
         slow() as server,
         grpc.insecure_channel(server.target) as channel,

@@ -22,7 +22,7 @@ def test_int8_costs_little(tmp_path: Path) -> None:
     subprocess.run(compress, check=True, capture_output=True, timeout=60)
     evaluate = [venturi, "evaluate", artefact, "--against", EMBEDDED_MODEL, "--data", DATA]
     options = ["--documents", "40", "--json", result]
-    done = subprocess.run([*evaluate, *options], check=True, capture_output=True, timeout=100)
+    done = subprocess.run([*evaluate, *options], check=True, capture_output=True, timeout=300)
     print(done.stdout.decode())
     figures = json.loads(result.read_text())
     assert (figures["artefact"]["weights"], figures["artefact"]["kv_dtype"]) == ("int8", "int8")

@@ -125,6 +125,7 @@ def test_a_cancelled_call_is_recorded_as_cancelled(tmp_path: Path, receiver: Rec
     env = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",  # type: ignore[attr-defined]
         "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "VENTURI_CPU_ISA": "portable",  # slow enough to be interrupted
     }
     with (
         ServerProcess("--cache-dir", str(tmp_path), "--recipe", "none", env=env) as server,

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from compress import compress
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 
 MakeConfig = Callable[..., EngineConfig]
@@ -26,6 +27,14 @@ def quiet_and_single_threaded() -> None:
 def model_dir() -> Path:
     """The model that ships with the server."""
     return Path(__file__).parents[2] / "server" / "assets" / "venturi-mini"
+
+
+@pytest.fixture(scope="session")
+def w8a8_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, compressed."""
+    folder = tmp_path_factory.mktemp("artefact") / "w8a8"
+    compress("w8a8", model_dir, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from compress import compress
 from engine.client.tokenizer import Tokenizer
 from engine.config import EngineConfig, KernelConfig
 from engine.core import EngineCore
-from engine.sampler import uniform_number
 from engine.scoring import Scorer
 from engine.types import FinishReason, Request, SamplingParams, StoppingParams
+from engine.uniform import uniform_number
 
 MakeConfig = Callable[..., EngineConfig]
 GAP = 1e-3
@@ -155,13 +154,6 @@ def test_greedy_tokens_are_those_of_transformers(
     assert_equal_but_for_ties(found, wanted, lambda case, at: gaps[case][at] < GAP)
 
 
-@pytest.fixture(scope="module")
-def w8a8_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("artefact") / "w8a8"
-    compress("w8a8", model_dir, folder)
-    return folder
-
-
 @pytest.fixture
 def request_dirs(model_dir: Path, w8a8_dir: Path) -> dict[str, Path]:
     return {"original": model_dir, "w8a8": w8a8_dir}
@@ -261,8 +253,7 @@ def may_be_drawn(
     token: int, logits_V: Tensor, params: SamplingParams, number: float, gap: float
 ) -> bool:
     """Whether the random ``number`` is in, or next to, the part of the distribution that may be
-    ``token``'s: tokens with nearly its logit may be on either side of it, and one that is at the
-    edge of top-p in or out."""
+    ``token``'s, where a token that is at the edge of top-p may be in or out."""
     for top_p in (params.top_p - gap, params.top_p, min(1.0, params.top_p + gap)):
         warpers = LogitsProcessorList(
             [
@@ -274,8 +265,7 @@ def may_be_drawn(
         )
         warped_V = warpers(torch.zeros(1, 1, dtype=torch.long), logits_V[None])[0]
         probabilities_V = warped_V.double().softmax(0)
-        before = probabilities_V[logits_V > logits_V[token] + gap].sum()
-        up_to = probabilities_V[logits_V >= logits_V[token] - gap].sum()
+        before, up_to = probabilities_V[:token].sum(), probabilities_V[: token + 1].sum()
         if before - gap < number < up_to + gap:
             return True
     return False

@@ -42,17 +42,18 @@ def outputs(
     return tokens, core.stats()
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_drafts_change_no_token(
-    model_dir: Path, make_config: MakeConfig, dtype: str, temperature: float
+    w8a8_dir: Path, make_config: MakeConfig, temperature: float
 ) -> None:
-    tokenizer = Tokenizer.from_folder(model_dir)
+    """On native kernels, where that holds to the bit."""
+    tokenizer = Tokenizer.from_folder(w8a8_dir)
     prompts = [tokenizer.encode(text) for text in TEXTS]
-    config = make_config(model_dir, dtype=dtype, blocks=256)
+    config = make_config(w8a8_dir, dtype="int8", block_size=16, blocks=64)
+    config = replace(config, kernels=replace(config.kernels, backend="cpu"))
     wanted, plain = outputs(config, 0, prompts, temperature)
     found, stats = outputs(config, 5, prompts, temperature)
     assert found == wanted
     assert plain.drafted_tokens == 0
-    assert stats.accepted_tokens > 10
+    assert stats.accepted_tokens > 4
     assert stats.drafted_tokens > stats.accepted_tokens

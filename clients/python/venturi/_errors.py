@@ -148,6 +148,9 @@ def from_rpc_error(
     # The server's own UNAVAILABLE has trailers (RetryInfo); gRPC's, of a broken connection, none.
     if cls is UnavailableError and not trailers:
         cls = APIConnectionError
+    # gRPC's own RESOURCE_EXHAUSTED: the message is too large, now and at any other time.
+    if cls is RateLimitError and not trailers and "larger than max" in (error.details() or ""):
+        cls = BadRequestError
     return cls(
         error.details() or code.name,
         code=code,

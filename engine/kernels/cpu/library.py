@@ -8,6 +8,7 @@ that the threads of both are the same ones. Where torch has none, loading fails,
 import ctypes
 import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -43,6 +44,9 @@ class Kernels:
     kv_step: Entry = field(init=False, compare=False)
     attention: Entry = field(init=False, compare=False)
     attention_scratch: Entry = field(init=False, compare=False)
+    sample: Entry = field(init=False, compare=False)
+    logprobs: Entry = field(init=False, compare=False)
+    penalise: Entry = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -70,7 +74,7 @@ def kernels(instruction_set: str | None = None) -> Kernels:
     supported by this machine.
     """
     library = load()
-    wanted = instruction_set or os.environ.get(_VARIABLE)
+    wanted = instruction_set or asked()
     if not wanted:
         return Kernels(supported()[-1], library)
     if wanted not in INSTRUCTION_SETS:
@@ -79,6 +83,11 @@ def kernels(instruction_set: str | None = None) -> Kernels:
     if wanted not in supported():
         raise ModelLoadError(f"{_VARIABLE}: this machine does not support {wanted}")
     return Kernels(wanted, library)
+
+
+def asked() -> str:
+    """The instruction set that the environment asks for, or nothing."""
+    return os.environ.get(_VARIABLE, "")
 
 
 def supported() -> tuple[str, ...]:
@@ -97,7 +106,7 @@ def address(tensor: Tensor) -> int:
 @functools.cache
 def load(path: Path = build.LIBRARY) -> ctypes.CDLL:
     """The library. Raises ``ModelLoadError`` where it is missing, stale or does not fit torch."""
-    remedy = "python -m engine.kernels.cpu.build"
+    remedy = f"{sys.executable} -m engine.kernels.cpu.build"
     if not path.exists():
         raise ModelLoadError(f"the native CPU kernels are not built; `{remedy}` builds them")
     try:

@@ -69,6 +69,11 @@ def test_violations_name_the_fields(client: Client, server: FakeServer) -> None:
     assert caught.value.details == tuple(details)
 
 
+def test_a_message_that_is_too_large_is_the_callers_mistake(client: Client) -> None:
+    with pytest.raises(venturi.BadRequestError, match="larger than max"):
+        client.generate("x" * (5 << 20))
+
+
 def test_retry_after_is_in_seconds(client: Client, server: FakeServer) -> None:
     details = [rpc.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000))]
     failure = Failure(code=_Code.RESOURCE_EXHAUSTED, message="full", details=details)

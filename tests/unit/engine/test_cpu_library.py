@@ -92,10 +92,22 @@ def test_without_the_library_torch_serves_and_says_so(
         assert resolve("auto") == "torch"
     assert [record.message for record in caplog.records] == [
         "serving with torch's kernels, which are slower: the native CPU kernels are not built; "
-        "`python -m engine.kernels.cpu.build` builds them"
+        f"`{sys.executable} -m engine.kernels.cpu.build` builds them"
     ]
     with pytest.raises(ModelLoadError, match="not built"):
         resolve("cpu")
+
+
+def test_a_machine_without_vectors_is_served_by_torch_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "supported", lambda: ("portable",))
+    with caplog.at_level(logging.WARNING):
+        assert resolve("auto") == "torch"
+    assert "portable" in caplog.text
+    assert resolve("cpu") == "cpu"
+    monkeypatch.setenv("VENTURI_CPU_ISA", "portable")
+    assert resolve("auto") == "cpu"
 
 
 def test_backends_mean_themselves() -> None:

@@ -50,29 +50,48 @@ def sequence(prompt: list[int], **values: int | None) -> Sequence:
     return Sequence(request, list(prompt))
 
 
-def test_each_row_has_its_own_count() -> None:
+@pytest.fixture(params=["torch", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_each_row_has_its_own_count(backend: str) -> None:
     logits, tokens, counts = random_logits(6), [3, 0, 36, 7, 7, 1], [0, 1, 2, 5, 20, 37]
-    for row, found in enumerate(token_logprobs(logits, tokens, counts)):
+    for row, found in enumerate(token_logprobs(logits, tokens, counts, backend)):
         assert_right(found, logits[row], tokens[row], counts[row])
 
 
-def test_more_alternatives_than_tokens_are_all_tokens() -> None:
-    (found,) = token_logprobs(torch.zeros(1, 3), [1], [20])
+@pytest.mark.parametrize("vocabulary", [1, 15, 257, 3001, 70_000])
+@pytest.mark.parametrize("scale", [1e-3, 5.0, 1e4, 1e37])
+def test_any_vocabulary_and_any_size_of_logits(backend: str, vocabulary: int, scale: float) -> None:
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(1)) * scale
+    wanted = logits.double().log_softmax(1)
+    tokens, count = [0, vocabulary // 2, vocabulary - 1], min(vocabulary, 5)
+    for row, found in enumerate(token_logprobs(logits, tokens, [count] * 3, backend)):
+        assert found.rank == 1 + int((logits[row] > logits[row, tokens[row]]).sum())
+        assert found.logprob == pytest.approx(float(wanted[row, tokens[row]]), rel=1e-5, abs=1e-5)
+        assert [token for token, _ in found.top] == logits[row].topk(count).indices.tolist()
+
+
+def test_more_alternatives_than_tokens_are_all_tokens(backend: str) -> None:
+    (found,) = token_logprobs(torch.zeros(1, 3), [1], [20], backend)
     assert sorted(token for token, _ in found.top) == [0, 1, 2]
     assert found.rank == 1
 
 
-def test_only_rows_that_ask_are_reported_as_they_were() -> None:
+@pytest.mark.parametrize("asking", [{1: 2, 3: 0, 4: 1}, {0: 2, 1: 2, 2: 2, 3: 2, 4: 1}])
+def test_only_rows_that_ask_are_reported_as_they_were(backend: str, asking: dict[int, int]) -> None:
     logits = random_logits(5)
     before = logits.clone()
-    asking = {1: 2, 3: 0, 4: 1}
-    report = LogprobsReport(logits, [sequence([1], logprobs=asking.get(row)) for row in range(5)])
+    sequences = [sequence([1], logprobs=asking.get(row)) for row in range(5)]
+    report = LogprobsReport(logits, sequences, changing=True, backend=backend)
     logits.zero_()
     found = report.of([4, 5, 6, -1, 8])
-    assert found.keys() == {1, 4}
+    assert found.keys() == asking.keys() - {3}
     assert_right(found[1], before[1], 5, 2)
     assert_right(found[4], before[4], 8, 1)
-    assert LogprobsReport(logits, [sequence([1], logprobs=2)]).of([-1]) == {}
+    one = [sequence([1], logprobs=2)]
+    assert LogprobsReport(logits, one, changing=False, backend=backend).of([-1]) == {}
 
 
 @pytest.mark.parametrize("chunks", [[150], [1, 70, 79], [64, 64, 22], [149, 1]])
@@ -91,7 +110,7 @@ def test_a_prompt_in_chunks_is_reported_once_and_few_rows_at_a_time(chunks: list
             other = ScheduledSequence(sequence([1, 2, 3]), 3)
             batch = ScheduledBatch([other, ScheduledSequence(one, length)])
             hidden = torch.arange(one.computed - 3.0, one.computed + length)[:, None]
-            for part in prompt_logprobs(batch, hidden, head):
+            for part in prompt_logprobs(batch, hidden, head, "torch"):
                 found += part.tokens
             one.computed += length
     assert [each.token for each in found] == prompt[1:]
@@ -102,14 +121,14 @@ def test_a_prompt_in_chunks_is_reported_once_and_few_rows_at_a_time(chunks: list
 
 def test_one_token_is_a_prompt_without_log_probabilities() -> None:
     batch = ScheduledBatch([ScheduledSequence(sequence([3], prompt_logprobs=1), 1)])
-    assert prompt_logprobs(batch, torch.zeros(1, 1), random_logits) == []
+    assert prompt_logprobs(batch, torch.zeros(1, 1), random_logits, "torch") == []
 
 
 def test_other_choices_do_not_report_the_prompt_again() -> None:
     one = sequence([3, 4, 5], prompt_logprobs=1)
     one.choice = 1
     batch = ScheduledBatch([ScheduledSequence(one, 3)])
-    assert prompt_logprobs(batch, torch.zeros(3, 1), random_logits) == []
+    assert prompt_logprobs(batch, torch.zeros(3, 1), random_logits, "torch") == []
 
 
 MakeConfig = Callable[..., EngineConfig]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.penalties import add_bias, forbid_ends, penalise
+from engine.kernels import kernel
+from engine.penalties import add_bias, forbid_ends
 from engine.sampler import NOT_FINITE, sample
 from engine.types import Request, SamplingParams, Sequence, StoppingParams
 
@@ -66,10 +67,13 @@ def random_logits(rows: int, seed: int = 0) -> Tensor:
 
 
 def edited(logits_RV: Tensor, sequences: list[Sequence]) -> Tensor:
-    logits_RV = logits_RV.clone()
-    add_bias(logits_RV, sequences)
-    penalise(logits_RV, sequences)
-    return logits_RV
+    """By the native kernel, which is torch's bit by bit."""
+    found_RV, native_RV = logits_RV.clone(), logits_RV.clone()
+    for backend, changed_RV in (("torch", found_RV), ("cpu", native_RV)):
+        add_bias(changed_RV, sequences)
+        kernel("penalise", backend)(changed_RV, sequences)
+    assert torch.equal(native_RV, found_RV)
+    return native_RV
 
 
 @pytest.mark.parametrize("seed", range(10))

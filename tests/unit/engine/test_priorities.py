@@ -354,6 +354,19 @@ def test_prompts_that_come_before_count(make_rig: MakeRig, make_request: MakeReq
         assert ("a" in rig.finished) == refused, before
 
 
+@pytest.mark.parametrize("salt", ["same", "other"])
+def test_a_prompt_that_is_cached_needs_no_time(
+    make_rig: MakeRig, make_request: MakeRequest, salt: str
+) -> None:
+    rig = measured(make_rig, make_request)
+    rig.add(make_request("first", 200, 1, cache_salt="same"))
+    while "first" not in rig.finished:
+        rig.step()
+    rig.add(make_request("a", 200, 1, cache_salt=salt, deadline=rig.now + 1.0))
+    rig.schedule()
+    assert ("a" in rig.finished) == (salt == "other")
+
+
 def test_choices_of_others_count_their_prompt_once(
     make_rig: MakeRig, make_request: MakeRequest
 ) -> None:

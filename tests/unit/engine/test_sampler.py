@@ -1,16 +1,26 @@
 """The sampler: distributions, determinism, and rows that must not touch each other."""
 
-import random
+import functools
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.sampler import NOT_FINITE, sample, uniform_number
+from engine import sampler
+from engine.endings import NOT_FINITE
 from engine.types import SamplingParams
+from engine.uniform import uniform_number
 
 # Upper 0.1 % points of chi-square by degrees of freedom; seeds are fixed, so nothing flickers.
 CHI_SQUARE = {3: 16.27, 9: 27.88, 15: 37.70}
+sample = sampler.sample
+
+
+@pytest.fixture(params=["reference", "torch", "cpu"], autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said here holds for each."""
+    of_backend = functools.partial(sampler.sample, backend=request.param)
+    monkeypatch.setitem(globals(), "sample", of_backend)
 
 
 def rows(logits_V: Tensor, count: int) -> Tensor:
@@ -220,24 +230,9 @@ def test_a_vocabulary_of_one_token_has_no_choice() -> None:
     assert drawn(torch.tensor([-3.0]), 20, temperature=1.0, top_p=0.5, top_k=7).tolist() == [20]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_a_look_at_the_likeliest_draws_what_a_look_at_all_draws(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chance = random.Random(seed)
-    logits = torch.stack([random_logits(600, n, chance.choice([0.5, 3.0, 8.0])) for n in range(48)])
-    if seed % 3 == 0:
-        logits = (logits * 2).round() / 2  # many equal ones
-    params = [
-        SamplingParams(
-            temperature=chance.choice([0.01, 0.7, 1.0, 9.0]),
-            top_k=chance.choice([0, 1, 5, 255, 256, 257, 400]),
-            top_p=chance.choice([1.0, 0.999, 0.9, 0.5]),
-            min_p=chance.choice([0.0, 0.0, 1e-4, 0.05]),
-            seed=n,
-        )
-        for n in range(48)
-    ]
-    found = sample(logits, params, [seed] * 48)
-    monkeypatch.setattr("engine.sampler._HEAD", 600)
-    assert sample(logits, params, [seed] * 48) == found
+def test_an_edit_may_forbid_what_the_model_may_not() -> None:
+    logits = rows(random_logits(20), 3)
+    tokens = sample(logits, [SamplingParams()] * 3, [0] * 3, edit=lambda x: x[1:].fill_(-torch.inf))
+    assert tokens == [int(random_logits(20).argmax()), NOT_FINITE, NOT_FINITE]
+    logits[0, 3] = -torch.inf
+    assert sample(logits, [SamplingParams()] * 3, [0] * 3, edit=lambda x: None)[0] == NOT_FINITE

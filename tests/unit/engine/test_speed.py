@@ -102,5 +102,5 @@ def test_what_a_request_needs_at_least(
 ) -> None:
     speed = observed((0.02, 0), (0.12, 100))
     request = make_request("a", 30, 20, **stopping)
-    assert speed.seconds_needed(request, 0) == pytest.approx(0.03 + 0.02 * steps)
-    assert speed.seconds_needed(request, 500) == pytest.approx(0.53 + 0.02 * steps)
+    assert speed.seconds_needed(request, 30) == pytest.approx(0.03 + 0.02 * steps)
+    assert speed.seconds_needed(request, 530) == pytest.approx(0.53 + 0.02 * steps)

@@ -135,7 +135,7 @@ def test_numbers_too_large_for_a_float_are_refused_too(name: str) -> None:
 
 def test_limits_are_those_of_the_report() -> None:
     report = EngineCore(ArithmeticRunner(num_blocks=3), SchedulerConfig()).report()
-    assert Limits.of(report) == Limits(vocabulary_size=97, max_sequence_tokens=12)
+    assert Limits.of(report) == Limits(97, 12, "the KV pool")
 
 
 def test_ids_are_checked_against_the_vocabulary() -> None:

@@ -48,6 +48,8 @@ def test_sizes_have_units(text: str, size: int) -> None:
         ({"drain_timeout": -1}, "--drain-timeout"),
         ({"threads": 100_000}, "--threads"),
         ({"max_queued_tokens": 0}, "--max-queued-tokens"),
+        ({"cache_dir": ""}, "--cache-dir"),
+        ({"cache_dir": Path()}, "--cache-dir"),
     ],
 )
 def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:

@@ -78,8 +78,8 @@ static Activations activations(const LayerStep& s, const Buffers& b, const Matri
 static void multiply(const LayerStep& s, const Buffers& b, const Matrix& m, float* out,
                      const Team& team) {
     const Activations a = activations(s, b, m);
-    if (m.grouped.records) linear_int4(m.grouped, a, out, outs(m), team.thread, team.threads);
-    else linear_int8(m.int8, a, out, outs(m), team.thread, team.threads);
+    if (m.grouped.records) linear_int4(m.grouped, a, out, outs(m), team);
+    else linear_int8(m.int8, a, out, outs(m), team);
     team.barrier();
 }
 

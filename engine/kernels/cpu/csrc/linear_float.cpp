@@ -16,6 +16,6 @@ VENTURI_EXPORT(venturi_linear_float)(const LinearFloatArgs* args) {
     const GroupedWeights& w = args->weights;
     const int threads = paying_threads(args->threads, args->rows, w.outs * w.columns);
     run_team(threads, [&](const Team& team) {
-        linear_float(w, args->x, args->rows, args->out, w.outs, team.thread, team.threads);
+        linear_float(w, args->x, args->rows, args->out, w.outs, team);
     });
 }

@@ -84,9 +84,9 @@ constexpr RowsFloat kRowsFloat8[] = VENTURI_TABLE(8);
 
 // Phase: out [M, stride] = x [M, K] x weights.
 static inline void linear_float(const GroupedWeights& w, const float* x, int64_t rows, float* out,
-                                int64_t stride, int thread, int threads) {
+                                int64_t stride, const Team& team) {
     const RowsFloat* kernels = w.bits == 4 ? kRowsFloat4 : kRowsFloat8;
-    each_block(w.outs, rows, w.records, panel_bytes(w), kGroupedRows, thread, threads,
+    each_block(w.outs, rows, w.records, panel_bytes(w), kGroupedRows, team,
                [&](Rows at, int64_t panel, Ahead ahead) {
                    kernels[at.rows](w, x, at, panel, ahead, out, stride);
                });

@@ -18,6 +18,6 @@ VENTURI_EXPORT(venturi_linear_int4)(const LinearInt4Args* args) {
     run_team(threads, [&](const Team& team) {
         quantize(args->x, a, team.thread, team.threads);
         team.barrier();
-        linear_int4(args->weights, a, args->out, args->weights.outs, team.thread, team.threads);
+        linear_int4(args->weights, a, args->out, args->weights.outs, team);
     });
 }

@@ -87,8 +87,8 @@ constexpr RowsInt4 kRowsInt4[] = {nullptr,         VENTURI_ROWS(1), VENTURI_ROWS
 // Phase: out [M, stride] = activations x weights. The activations, quantised with the weights'
 // group, are whole before it begins.
 static inline void linear_int4(const GroupedWeights& w, const Activations& a, float* out,
-                               int64_t stride, int thread, int threads) {
-    each_block(w.outs, a.rows, w.records, panel_bytes(w), kGroupedRows, thread, threads,
+                               int64_t stride, const Team& team) {
+    each_block(w.outs, a.rows, w.records, panel_bytes(w), kGroupedRows, team,
                [&](Rows at, int64_t panel, Ahead ahead) {
                    kRowsInt4[at.rows](w, a, at, panel, ahead, out, stride);
                });

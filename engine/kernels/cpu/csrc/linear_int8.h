@@ -79,9 +79,9 @@ constexpr RowsInt8 kRowsInt8[] = {
 
 // Phase: out [M, stride] = activations x weights. The activations are whole before it begins.
 static inline void linear_int8(const Int8Weights& w, const Activations& a, float* out,
-                               int64_t stride, int thread, int threads) {
+                               int64_t stride, const Team& team) {
     const int64_t bytes = kPanel * padded(a.columns, 0);
-    each_block(w.outs, a.rows, w.weights, bytes, kRegisterRows, thread, threads,
+    each_block(w.outs, a.rows, w.weights, bytes, kRegisterRows, team,
                [&](Rows at, int64_t panel, Ahead ahead) {
                    kRowsInt8[at.rows](w, a, at, panel, ahead, out, stride);
                });

@@ -1,7 +1,7 @@
-// Threads of one call. A kernel is a set of phases, plain functions
-//     void phase(const Args& args, int thread, int threads)
-// that divide their work by thread index alone, so that several can follow each other in one
-// parallel region with `Team::barrier` between them. Results do not depend on `threads`.
+// Threads of one call. A kernel is a set of phases, plain functions of a team, so that several can
+// follow each other in one parallel region with `Team::barrier` between them. A phase divides its
+// work by thread index; a product's panels are taken piece by piece, at most one such phase between
+// two barriers. Results do not depend on who computes what.
 #pragma once
 
 #include <linux/futex.h>
@@ -19,10 +19,17 @@ extern "C" int omp_get_num_threads(void);
 
 namespace VENTURI_NAMESPACE {
 
+constexpr int kMostThreads = 64;
+
+// What the threads of one call share.
 struct Barrier {
     alignas(64) int arrived = 0;
     alignas(64) unsigned turn = 0;
     int sleepers = 0;
+    // Pieces of each thread's part of a phase that somebody has taken.
+    struct alignas(64) Taken {
+        int64_t count = 0;
+    } taken[kMostThreads];
 };
 
 constexpr int kSpins = 4000;  // some ten microseconds
@@ -46,14 +53,24 @@ struct Team {
     int thread, threads;
     Barrier* shared;
 
+    // The next piece of `owner`'s part of this phase. A thread that is done with its own part
+    // helps the others: one that another process keeps from its core is not waited for so long.
+    int64_t take(int owner) const {
+        return __atomic_fetch_add(&shared->taken[owner].count, 1, __ATOMIC_RELAXED);
+    }
+
     // Waits for all threads, and makes what they wrote visible. Spins, since phases take
     // microseconds; then sleeps: where another process has the core of a thread that is waited
     // for, that thread can move to the core that falls idle.
     void barrier() const {
-        if (threads == 1) return;
+        if (threads == 1) {
+            shared->taken[0].count = 0;
+            return;
+        }
         const unsigned turn = __atomic_load_n(&shared->turn, __ATOMIC_ACQUIRE);
         if (__atomic_add_fetch(&shared->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
             __atomic_store_n(&shared->arrived, 0, __ATOMIC_RELAXED);
+            for (int i = 0; i < threads; ++i) shared->taken[i].count = 0;
             __atomic_store_n(&shared->turn, turn + 1, __ATOMIC_SEQ_CST);
             if (__atomic_load_n(&shared->sleepers, __ATOMIC_SEQ_CST)) wake_all(&shared->turn);
             return;
@@ -72,6 +89,7 @@ struct Team {
 // Runs `body(team)` in `threads` threads of the OpenMP runtime, or fewer if it has no more.
 template <typename Body>
 static void run_team(int threads, const Body& body) {
+    if (threads > kMostThreads) threads = kMostThreads;
     Barrier shared;
     if (threads <= 1) {
         body(Team{0, 1, &shared});

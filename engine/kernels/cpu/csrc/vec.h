@@ -17,6 +17,8 @@
 //   fma(a, b, c) = a * b + c, fnmadd(a, b, c) = c - a * b, each rounded once
 //   max(a, b) = a > b ? a : b     so that b is the result where either is NaN; min likewise
 //   less(a, b, x, y)              a < b ? x : y in each lane
+//   less_mask(a, b)               a bit for each lane, the first lane's lowest
+//   store_some(p, v, mask)        the lanes of `mask`, side by side; may write 16
 //   round_int                     to nearest, ties to even; INT_MIN where int32 has no such number
 //   to_float(I16), bits(F16), floats(I16)
 //   shift_left<n>                 of int32

@@ -102,6 +102,23 @@ VENTURI_INLINE F16 less(F16 a, F16 b, F16 x, F16 y) {
     return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
 }
+VENTURI_INLINE unsigned less_mask(F16 a, F16 b) {
+    const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ));
+    const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ));
+    return (unsigned)(lo | hi << 8);
+}
+VENTURI_INLINE void store_some(float* p, F16 v, unsigned mask) {
+    if (mask == 0xFFFF) return store(p, v);
+    alignas(32) float lanes[16];
+    store(lanes, v);
+    for (; mask; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+}
+VENTURI_INLINE void store_some(int32_t* p, I16 v, unsigned mask) {
+    alignas(32) int32_t lanes[16];
+    _mm256_store_si256((__m256i*)lanes, v.lo);
+    _mm256_store_si256((__m256i*)(lanes + 8), v.hi);
+    for (; mask; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+}
 template <int n>
 VENTURI_INLINE I16 shift_left(I16 a) {
     return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};

@@ -59,6 +59,14 @@ VENTURI_INLINE F16 fnmadd(F16 a, F16 b, F16 c) { return _mm512_fnmadd_ps(a, b, c
 VENTURI_INLINE F16 less(F16 a, F16 b, F16 x, F16 y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+VENTURI_INLINE unsigned less_mask(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+// Compressed in a register: the form that writes to memory is slow on some machines.
+VENTURI_INLINE void store_some(float* p, F16 v, unsigned mask) {
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps((__mmask16)mask, v));
+}
+VENTURI_INLINE void store_some(int32_t* p, I16 v, unsigned mask) {
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32((__mmask16)mask, v));
+}
 
 VENTURI_INLINE I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 VENTURI_INLINE I16 sub(I16 a, I16 b) { return _mm512_sub_epi32(a, b); }

@@ -92,6 +92,17 @@ VENTURI_INLINE F16 fnmadd(F16 a, F16 b, F16 c) {
 VENTURI_INLINE F16 less(F16 a, F16 b, F16 x, F16 y) {
     VENTURI_LANES(F16, a.v[i] < b.v[i] ? x.v[i] : y.v[i]);
 }
+VENTURI_INLINE unsigned less_mask(F16 a, F16 b) {
+    unsigned mask = 0;
+    for (int i = 0; i < 16; ++i) mask |= (unsigned)(a.v[i] < b.v[i]) << i;
+    return mask;
+}
+VENTURI_INLINE void store_some(float* p, F16 v, unsigned mask) {
+    for (; mask; mask &= mask - 1) *p++ = v.v[__builtin_ctz(mask)];
+}
+VENTURI_INLINE void store_some(int32_t* p, I16 v, unsigned mask) {
+    for (; mask; mask &= mask - 1) *p++ = v.v[__builtin_ctz(mask)];
+}
 VENTURI_INLINE I16 add(I16 a, I16 b) { VENTURI_LANES(I16, plus(a.v[i], b.v[i])); }
 VENTURI_INLINE I16 sub(I16 a, I16 b) { VENTURI_LANES(I16, minus(a.v[i], b.v[i])); }
 VENTURI_INLINE I16 max(I16 a, I16 b) { VENTURI_LANES(I16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
