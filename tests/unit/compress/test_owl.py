@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import compress
+from compress import calibrated
+from compress.allocation import find_sparsities
 from compress.errors import CompressError
 from compress.methods import OWL_SHIFT
 from compress.methods.owl import allocate, outlier_share
@@ -133,3 +135,30 @@ def test_uniform_is_the_default(tmp_path: Path) -> None:
     )
     assert plain == uniform
     assert plain.canonical_json() == uniform.canonical_json()
+
+
+def test_an_interrupted_run_keeps_its_sparsities(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = write(tmp_path, JOB.replace("TYPE", "wanda")), make_model()
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    compress.compress(path, model, whole)
+    found: list[Tensor] = []
+
+    def once(*arguments: Any) -> Tensor:
+        assert not found, "found already"
+        found.append(find_sparsities(*arguments))
+        return found[0]
+
+    def fail(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrated, "find_sparsities", once)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(calibrated, "compress_block", fail)
+        with pytest.raises(KeyboardInterrupt):
+            compress.compress(path, model, out)
+    compress.compress(path, model, out)
+    assert len(found) == 1
+    for name in ("model.safetensors", "config.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
