@@ -56,7 +56,7 @@ def main() -> None:
 @click.option("--token-budget", type=int, help="Tokens in a step. Default 512.")
 @click.option("--speculative-tokens", type=int, help="Drafts a step. Default 4; 0: off.")
 @click.option("--threads", type=int, help="Threads of the engine; default: by size.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
+@click.option("--cache-dir", type=click.Path(), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")

@@ -100,7 +100,7 @@ class ServerConfig(BaseSettings):
     @field_validator("cache_dir", mode="before")
     @classmethod
     def _a_folder(cls, value: Any) -> Any:
-        if value == "" or value == Path():
+        if value == "":
             raise ValueError("name a folder")
         return value
 
@@ -155,7 +155,7 @@ class ServerConfig(BaseSettings):
 def load_config(flags: dict[str, Any], file: Path | None) -> ServerConfig:
     """The resolved configuration. Raises ``ConfigError``."""
     if file is not None and not file.is_file():
-        raise ConfigError(f"{file} is not a file: name a YAML file with --config")
+        raise ConfigError(f"{file} is not a file: name a YAML file with --config or VENTURI_CONFIG")
 
     class WithFile(ServerConfig):
         model_config = SettingsConfigDict(yaml_file=file)

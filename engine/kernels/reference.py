@@ -14,6 +14,9 @@ from engine.uniform import uniform_number
 # Out-features that are float64 at a time.
 _FLOAT64_ROWS = 1024
 
+# What others are taken for: with these, no difference of logits divided by them is NaN.
+TEMPERATURES = (torch.finfo(torch.float32).tiny, 1e30)
+
 
 def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [M, K] and float32 scales [M]: one symmetric scale for each row.
@@ -187,7 +190,8 @@ def sample(
 
     Temperature, then top-k, top-p and min-p, in the order of transformers; of equal logits the
     first ones are kept. What is kept is drawn in the order of columns. ``edited`` says that
-    -inf is a token that is not allowed; elsewhere it is an error, as NaN is.
+    -inf is a token that is not allowed and that there is no NaN; elsewhere both are errors.
+    Temperatures but 0 count as one from ``TEMPERATURES``.
     """
     rows = zip(logits_RV, params, positions, choices, strict=True)
     return [_sample_row(*row, edited=edited) for row in rows]
@@ -202,7 +206,8 @@ def _sample_row(
         return int(logits_V.argmax())
     order_V = logits_V.sort(descending=True, stable=True).indices
     largest_V = logits_V[order_V].double()
-    weights_V = ((largest_V - largest_V[0]) / params.temperature).exp()
+    low, high = TEMPERATURES
+    weights_V = ((largest_V - largest_V[0]) / min(max(params.temperature, low), high)).exp()
     if params.top_k:
         weights_V[params.top_k :] = 0
     kept_V = weights_V >= params.min_p

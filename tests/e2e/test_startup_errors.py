@@ -164,9 +164,13 @@ def test_a_wrong_flag_is_one_line(arguments: list[str], words: str, tmp_path: Pa
     assert words in lines[0]
 
 
-def test_a_file_of_settings_is_read_and_checked(tmp_path: Path) -> None:
+def test_a_file_of_settings_is_read_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("kv_memori: 1GiB\n")
-    code, lines = run("--config", str(file))
-    assert (code, len(lines)) == (2, 1)
-    assert "kv_memory" in lines[0]
+    monkeypatch.setenv("VENTURI_CONFIG", str(file))
+    for arguments in ((), ("--config", str(file))):
+        code, lines = run(*arguments)
+        assert (code, len(lines)) == (2, 1)
+        assert "kv_memory" in lines[0]

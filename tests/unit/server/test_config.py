@@ -49,7 +49,6 @@ def test_sizes_have_units(text: str, size: int) -> None:
         ({"threads": 100_000}, "--threads"),
         ({"max_queued_tokens": 0}, "--max-queued-tokens"),
         ({"cache_dir": ""}, "--cache-dir"),
-        ({"cache_dir": Path()}, "--cache-dir"),
     ],
 )
 def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:
@@ -63,6 +62,10 @@ def test_an_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
     file.write_text("drain_timout: 3\n")
     with pytest.raises(ConfigError, match="did you mean drain_timeout"):
         load_config({}, file)
+
+
+def test_the_current_folder_may_be_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config({"cache_dir": "."}, None).cache_dir == Path()
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
