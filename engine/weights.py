@@ -1,7 +1,8 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -13,7 +14,6 @@ from engine.formats.awq import AwqScheme
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.gptq import GptqScheme
 from engine.formats.grouped import GroupedWeight
-from engine.formats.runtime import MANIFEST_NAME
 from engine.layers.linear import (
     Linear,
     Split,
@@ -135,47 +135,36 @@ class WeightReader:
     def _by_bytes(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
         """A byte for each weight, int8 or FP8; so are the activations."""
         unpack = int_quantized.unpack if weight.dtype == torch.int8 else float_quantized.unpack
-        tensors = self._found(name, ("weight_scale", "weight_zero_point")) | {"weight": weight}
-        try:
+        tensors = self._parts(name, ("weight_scale", "weight_zero_point")) | {"weight": weight}
+        with self._broken(name):
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
             return unpack(tensors, transposed=transposed)
-        except KeyError:
-            raise ModelLoadError(
-                f"{self._checkpoint.folder}: {name}: weight_scale is missing"
-            ) from None
-        except ValueError as error:
-            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
 
     def _packed(self, name: str, rows: int, columns: int) -> Weight:
         """A pack-quantized weight; activations stay float unless they are to be int8."""
         suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-        tensors = self._found(name, suffixes)
-        try:
+        tensors = self._parts(name, suffixes)
+        with self._broken(name):
             if tensors["weight_shape"].tolist() != [rows, columns]:
                 raise ValueError(f"weight_shape is not {[rows, columns]}")
             weight = pack_quantized.unpack(tensors)
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
-        except (KeyError, ValueError) as error:
-            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
-        if self.activations == "float":
-            return WeightOnly(weight)
-        if isinstance(weight, GroupedWeight) and weight.bits == 8:
-            raise ModelLoadError(
-                f"{self._checkpoint.folder}: {name}: 8 bits in groups are served with float "
-                f"activations only, {MANIFEST_NAME} asks for int8"
-            )
+            if self.activations == "float":
+                return WeightOnly(weight)
+            if isinstance(weight, GroupedWeight) and weight.bits == 8:
+                raise ValueError("8 bits in groups are served with float activations, not int8")
         return weight
 
-    def _by_scheme(self, name: str, rows: int, columns: int, *, bias: bool) -> WeightOnly:
+    def _by_scheme(self, name: str, rows: int, columns: int, *, bias: bool) -> Weight:
         """A weight that GPTQ or AWQ packed: activations are float."""
-        if self.scheme is None:
-            raise ModelLoadError(
-                f"{self._checkpoint.folder}: {name}.qweight is packed, but neither config.json nor "
-                "quantize_config.json says how: copy the quantization_config too"
-            )
         suffixes = ("qweight", "qzeros", "scales", "g_idx", *(() if bias else ("bias",)))
-        tensors = self._found(name, suffixes)
-        try:
+        tensors = self._parts(name, suffixes)
+        with self._broken(name):
+            if self.scheme is None:
+                raise ValueError(
+                    "qweight is packed, but neither config.json nor quantize_config.json says how: "
+                    "copy the quantization_config too"
+                )
             weight, order_K = self.scheme.unpack(tensors, columns)
             if (found := len(weight.q_NK)) != rows:
                 raise ValueError(f"qweight has {found} out-features, config.json asks for {rows}")
@@ -183,20 +172,25 @@ class WeightReader:
             if "bias" in tensors and bool(tensors["bias"].any()):
                 raise ValueError("it has a bias that config.json does not ask for")
             self._checked(f"{name}.scales", tensors["scales"])
-        except KeyError as error:
-            raise ModelLoadError(
-                f"{self._checkpoint.folder}: {name}: {error.args[0]} is missing"
-            ) from error
-        except ValueError as error:
-            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
         return WeightOnly(weight, order_K)
 
-    def _found(self, name: str, suffixes: Sequence[str]) -> dict[str, Tensor]:
-        """Those tensors of a module that there are, by suffix."""
-        names = {suffix: f"{name}.{suffix}" for suffix in suffixes}
+    def _parts(self, name: str, suffixes: Sequence[str]) -> dict[str, Tensor]:
+        """A module's tensors of these suffixes, where there are any."""
+        names = {one: f"{name}.{one}" for one in suffixes}
         found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
         self._read.update(found.values())
         return {one: self._checkpoint.tensor(full) for one, full in found.items()}
+
+    @contextmanager
+    def _broken(self, name: str) -> Iterator[None]:
+        """What a format finds wrong with a module's tensors becomes a ``ModelLoadError``."""
+        try:
+            yield
+        except KeyError as error:
+            what = f"{error.args[0]} is missing"
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {what}") from error
+        except ValueError as error:
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         self._read.add(name)

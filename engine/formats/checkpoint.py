@@ -124,7 +124,9 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} has no safetensors weights; .bin, .pt and .gguf files are not read: "
             "convert them with transformers' save_pretrained"
         )
-    raise ModelLoadError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    remedy = f": rename {others[0]}" if len(others) == 1 else ""
+    raise ModelLoadError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}{remedy}")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -54,6 +54,8 @@ def unpack(tensors: dict[str, Tensor], *, transposed: bool = False) -> Float8Wei
         raise ValueError(f"weight must be float8_e4m3fn [N, K], not {q_NK.dtype}")
     if not scale.is_floating_point() or scale.shape != (q_NK.shape[0], 1):
         raise ValueError(f"weight_scale must be floating [N, 1], not {list(scale.shape)}")
+    if "weight_zero_point" in tensors and bool(tensors["weight_zero_point"].float().any()):
+        raise ValueError("weight_zero_point must be 0")
     if bool(q_NK.isnan().any()):
         raise ValueError("weight has NaN values")
     return Float8Weight(q_NK, scale[:, 0])

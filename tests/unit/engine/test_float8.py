@@ -110,6 +110,7 @@ def test_unpack_is_the_inverse_of_pack(dtype: torch.dtype, transposed: bool) -> 
         {"weight": torch.zeros(5, 7, dtype=torch.float8_e5m2)},
         {"weight": torch.zeros(35).to(DTYPE)},
         {"weight": torch.full((5, 7), math.nan).to(DTYPE)},
+        {"weight_zero_point": torch.ones(5, 1).to(DTYPE)},
         {"weight_scale": torch.ones(5)},
         {"weight_scale": torch.ones(1)},
         {"weight_scale": torch.ones(1, 5)},

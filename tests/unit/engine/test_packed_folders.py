@@ -254,6 +254,21 @@ def test_packed_tensors_without_a_configuration_are_refused(tmp_path: Path) -> N
     assert "copy the quantization_config too" in refused(folder)
 
 
+def test_zero_points_of_symmetric_grids_may_be_stored(tmp_path: Path) -> None:
+    pack, _, quantization = theirs(preset("W8A8"))
+
+    def with_zeros(value: int) -> Pack:
+        def packed(module: str, weight: Tensor) -> dict[str, Tensor]:
+            zeros = torch.full((len(weight), 1), value, dtype=torch.int8)
+            return pack(module, weight) | {"weight_zero_point": zeros}
+
+        return packed
+
+    wanted = logits(write(tmp_path / "without", pack, quantization))
+    assert torch.equal(logits(write(tmp_path / "with", with_zeros(0), quantization)), wanted)
+    assert "must be 0" in refused(write(tmp_path / "ones", with_zeros(1), quantization))
+
+
 def test_v2_tensors_that_are_called_v1_are_refused(tmp_path: Path) -> None:
     def pack(_: str, weight: Tensor) -> dict[str, Tensor]:
         return gptq.pack(rounded(weight, zeros=False), version=2)
@@ -349,6 +364,13 @@ def test_schemes_without_arithmetic_are_refused_by_name(
     found = refused(folder)
     assert named in found
     assert "--recipe" in found
+
+
+def test_int8_in_groups_is_not_served_with_int8_activations(tmp_path: Path) -> None:
+    pack, _, quantization = theirs(preset("W8A16"))
+    folder = write(tmp_path / "w8", pack, quantization)
+    (folder / "venturi.json").write_text('{"runtime": {"activations": "int8"}}')
+    assert "8 bits in groups are served with float activations" in refused(folder)
 
 
 def test_fp8_is_loaded_where_slowness_is_allowed(tmp_path: Path) -> None:
