@@ -165,14 +165,16 @@ class Held:
         )
 
 
-def held_out(model: Path, files: Sequence[Path], documents: int, length: int) -> Held:
-    """The first documents of each file, as many of each, ``documents`` in all."""
+def held_out(
+    model: Path, files: Sequence[Path], documents: int, length: int, skip: int = 0
+) -> Held:
+    """Documents of each file after its first ``skip``, as many of each, ``documents`` in all."""
     per_file = -(-documents // len(files))
     return Held(
         [
             window
             for file in files
-            for window in read_windows(model, [file], window=length, limit=per_file)
+            for window in read_windows(model, [file], window=length, limit=skip + per_file)[skip:]
         ]
     )
 
@@ -225,7 +227,7 @@ def run(
     blocks = Blocks.open(Checkpoint.open(arguments.model))
     documents = 60 if arguments.quick else arguments.documents
     samples = 40 if arguments.quick else arguments.samples
-    held = held_out(arguments.model, arguments.data, documents, arguments.length)
+    held = held_out(arguments.model, arguments.data, documents, arguments.length, arguments.skip)
     ids_SL = read_samples(
         arguments.model, arguments.calibration, samples=samples, length=arguments.length, seed=0
     )
@@ -292,6 +294,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, nargs="+", default=calibration, metavar="TEXT")
     parser.add_argument("--data", type=Path, nargs="+", default=held_out, help="held-out text")
     parser.add_argument("--documents", type=int, default=160)
+    parser.add_argument("--skip", type=int, default=0, help="first documents of each file to leave")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="tokens of a document or sample")
     parser.add_argument("--quick", action="store_true", help="few methods, little text")
