@@ -7,7 +7,8 @@ grid (groups of 32, symmetric, float32 scales), damping 0.01, static activation 
 scales, and keep head and embedding. One evaluator runs the weights of both with float32
 activations. Each turn draws other calibration text; the sides compress one after the other.
 Differences are paired, with 95 % bootstrap intervals over documents and turns. Seconds are of
-calibration and compression, without loading and saving, after a warm-up.
+calibration and compression, without loading and saving, after a warm-up. ``--json`` is written
+after each turn.
 ``make bench-peers`` sets llm-compressor up.
 """
 
@@ -281,9 +282,9 @@ def main() -> None:
     bench = Bench(given)
     for seed in range(given.repeats):
         bench.turn(seed)
+        if given.json is not None:
+            given.json.write_text(json.dumps(figures(bench), indent=2) + "\n", encoding="utf-8")
     print("\n".join(table(bench)))
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures(bench), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
