@@ -220,14 +220,18 @@ def by_layer(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 def table(bench: Bench) -> Iterator[str]:
     held = bench.held
-    yield "| setting | perplexity | theirs | nats above it | 95 % | worse | s | theirs | times |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    columns = ("setting", "perplexity", "theirs", "nats above it", "95 %", "worse", "s", "CPU s")
+    yield f"| {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, pair in bench.pairs.items():
         value, low, high = pair.difference(held)
-        ours, theirs, times = pair.times("seconds")
         perplexities = f"{pair.ours.perplexity(held):.4f} | {pair.theirs.perplexity(held):.4f}"
         interval = f"{value:+.4f} | {low:+.4f} to {high:+.4f} | {'YES' if low > 0 else 'no'}"
-        yield f"| {name} | {perplexities} | {interval} | {ours:.2f} | {theirs:.2f} | {times:.1f} |"
+        times = " | ".join(
+            f"{ours:.1f}, {theirs:.1f}: x {ratio:.2f}"
+            for ours, theirs, ratio in map(pair.times, ("seconds", "cpu_seconds"))
+        )
+        yield f"| {name} | {perplexities} | {interval} | {times} |"
     yield ""
     tokens = f"{int(held.tokens_D.sum())} tokens of {len(held.tokens_D)} documents"
     yield f"{tokens}; original perplexity {bench.original.perplexity(held):.4f}"
