@@ -172,6 +172,20 @@ def test_masks_have_the_wanted_sparsity(sparsity: Sparsity) -> None:
     check_sparsity(result.weight.dequantize() == 0, sparsity, exact=False)
 
 
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=lambda s: f"{s.structure}-{s.share}")
+@pytest.mark.parametrize("per_row", [True, False])
+def test_of_equal_scores_the_first_are_dropped(sparsity: Sparsity, per_row: bool) -> None:
+    score_NK = torch.randint(3, (6, 40), generator=generator(3)).float()
+    found_NK = lowest(score_NK, sparsity, per_row=per_row)
+    size = sparsity.pattern[1] if sparsity.pattern else 40 if per_row else 240
+    for scores, dropped in zip(
+        score_NK.reshape(-1, size).tolist(), found_NK.reshape(-1, size).tolist(), strict=True
+    ):
+        order = sorted(range(size), key=lambda place: (scores[place], place))
+        first = set(order[: round(sparsity.share * size)])
+        assert dropped == [place in first for place in range(size)]
+
+
 def check_sparsity(zero_NK: Tensor, sparsity: Sparsity, *, exact: bool = True) -> None:
     if sparsity.pattern is None:
         share = float(zero_NK.float().mean())
