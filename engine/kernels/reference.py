@@ -149,32 +149,38 @@ def attention_scores(
     return scores_HLS.masked_fill(hidden_LS, -torch.inf)
 
 
-ATTENTION_CHUNK = 256
-ATTENTION_LEVELS = 32767
-
-
-def int8_attention(q_LHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, **options: Any) -> Tensor:
+def int8_attention(
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    v_SJD: Tensor,
+    *,
+    chunk: int = 256,
+    levels: int | None = 32767,
+    **options: Any,
+) -> Tensor:
     """``attention`` as it is on INT8 pages, float32 [L, H, D].
 
     Queries are rounded as keys and values were: of each query head q = round_half_even(x * (127 /
-    absmax)), x ~ q * (absmax / 127). In every chunk of 256 positions, counted from the first, the
+    absmax)), x ~ q * (absmax / 127). In every chunk of positions, counted from the first, the
     weights exp(score) * value scale are rounded to levels of the chunk's largest, round_half_even(w
-    * (32767 / largest)), and multiplied with the values' integers. The softmax divides by the sum
-    of the exponentials as they were.
+    * (levels / largest)), and multiplied with the values' integers. The softmax divides by the sum
+    of the exponentials as they were. Where ``levels`` is None, weights are not rounded.
     """
     q, scale = quantize_activations(q_LHD.flatten(0, 1))
     rounded_LHD = (q * scale[:, None]).view_as(q_LHD).to(k_SJD.dtype)
+    if levels is None:
+        return attention(rounded_LHD, k_SJD, v_SJD, **options)
     scores_HLS = attention_scores(rounded_LHD, k_SJD, **options)
     exponentials_HLS = (scores_HLS - scores_HLS.amax(-1, keepdim=True)).exp()
     scale_SJ = v_SJD.abs().amax(-1) / 127
     v_SJD = (v_SJD / scale_SJ.clamp(min=torch.finfo(v_SJD.dtype).tiny)[..., None]).round()
     group = q_LHD.shape[1] // v_SJD.shape[1]
     sums_LHD = torch.zeros_like(rounded_LHD)
-    for begin in range(0, len(k_SJD), ATTENTION_CHUNK):
-        part = slice(begin, begin + ATTENTION_CHUNK)
+    for begin in range(0, len(k_SJD), chunk):
+        part = slice(begin, begin + chunk)
         scale_HS = scale_SJ[part].repeat_interleave(group, dim=1).t()
         weights_HLS = exponentials_HLS[..., part] * scale_HS[:, None]
-        level_HL1 = weights_HLS.amax(-1, keepdim=True) / ATTENTION_LEVELS
+        level_HL1 = weights_HLS.amax(-1, keepdim=True) / levels
         level_HL1 = level_HL1.clamp(min=torch.finfo(level_HL1.dtype).tiny)
         rounded_HLS = (weights_HLS / level_HL1).round() * level_HL1
         v_SHD = v_SJD[part].repeat_interleave(group, dim=1)

@@ -68,8 +68,15 @@ VENTURI_INLINE F16 keep(F16 x, int low, int high, float rest) {
     return less(index, splat((float)low), other, below);
 }
 
-// Scores of G groups from g on, and the largest of each lane so far. Meanwhile it asks for the next
-// chunk's keys and scales, line by line: in a burst, most would wait for the first.
+// The next chunk's memory is asked for all along, since in a burst most lines would wait for the
+// first: scales and every second group's keys while scores are computed, the other keys between the
+// softmaxes of the rows, values while values are weighed.
+VENTURI_INLINE void fetch_keys(const Chunk* next, int g, int padded_dim) {
+    for (int line = 0; line < padded_dim * kLanes; line += 64)
+        prefetch_l2(next->groups[g].keys + line);
+}
+
+// Scores of G groups from g on, and the largest of each lane so far.
 template <int N, int G>
 VENTURI_INLINE void score_groups(const QueryRows& rows, int row, const Chunk& chunk,
                                  const Chunk* next, int g, float* scores, F16 (&tops)[N]) {
@@ -84,7 +91,7 @@ VENTURI_INLINE void score_groups(const QueryRows& rows, int row, const Chunk& ch
 #pragma GCC unroll 4
         for (int i = 0; i < G; ++i) {
             keys[i] = load_bytes(chunk.groups[g + i].keys + line);
-            if (next) prefetch_l2(next->groups[g + i].keys + line);
+            if (next && i % 2 == 0) prefetch_l2(next->groups[g + i].keys + line);
         }
 #pragma GCC unroll 8
         for (int n = 0; n < N; ++n) {
@@ -123,7 +130,7 @@ VENTURI_APART void score_chunk(const QueryRows& rows, int row, const Chunk& chun
 }
 
 // Exact sums of the levels of positions times features d to d + 16 V of their values, times what
-// a level is worth. Meanwhile it asks for the next chunk's values.
+// a level is worth.
 template <int N, int V>
 VENTURI_APART void weigh_values(const int16_t* levels, const float* worth, const Chunk& chunk,
                          const Chunk* next, int d, int padded_dim, float* out) {
@@ -255,9 +262,13 @@ static void attend_rows(const QueryRows& rows, int row, const Chunk& chunk, cons
                                ? reduce_max(tops[n])
                                : shape_scores(rows, row + n, chunk, seen[n], scores);
     }
-    for (int n = 0; n < N; ++n)
+    for (int n = 0; n < N; ++n) {
+        if (next)
+            for (int g = chunk.begin + 1 + 2 * n; g < chunk.end; g += 2 * N)
+                fetch_keys(next, g, rows.padded_dim);
         peaks[n] = soften(chunk, seen[n], to.tops[row + n], weights.scores + n * kChunk,
                           to.sums + row + n);
+    }
     for (int n = 0; n < N; ++n) {
         round_weights(chunk, seen[n], peaks[n], weights.scores + n * kChunk,
                       weights.levels + n * kChunk);
