@@ -148,18 +148,31 @@ static void finish(const AttentionArgs& args, const Block& block, const Partial&
     }
 }
 
+// The same positions' pages of the next KV head, which lie beside those of this one.
+static void next_head(const KvPages& kv, const Chunk& from, Chunk& to) {
+    const int64_t page = 2 * (int64_t)kv.block_size * kv.padded_dim, scales = 2 * kv.block_size;
+    to = from;
+    for (KvGroup& group : to.groups) {
+        group.keys += page;
+        group.values += page;
+        group.key_scales += scales;
+        group.value_scales += scales;
+    }
+}
+
 // A thread's chunks of a block.
 struct BlockShare {
     Block block;
     Range chunks;
 };
 
-// What is read after a chunk for a head, `soon` being what the thread does next; null: nothing.
-static const Chunk* find_next(const AttentionArgs& args, const BlockShare& share, const BlockShare* soon,
-                              int64_t index, int head, Chunk& chunk) {
+// What is read after chunk `now` for a head, `soon` being what the thread does next; null: nothing.
+static const Chunk* find_next(const AttentionArgs& args, const BlockShare& share,
+                              const BlockShare* soon, int64_t index, int head, const Chunk& now,
+                              Chunk& chunk) {
     const Block& block = share.block;
     if (head + 1 < block.kv_heads) {
-        find_chunk(args, block, (int)index, block.kv_head + head + 1, chunk);
+        next_head(args.kv, now, chunk);
     } else if (index + 1 < share.chunks.end) {
         find_chunk(args, block, (int)index + 1, block.kv_head, chunk);
     } else if (soon) {
@@ -183,7 +196,8 @@ static void attend_share(const AttentionArgs& args, const BlockShare& share, con
     for (int64_t index = share.chunks.begin; index < share.chunks.end; ++index) {
         const Partial to = begins ? scratch.chunk() : scratch.later(index - share.chunks.begin);
         for (int head = 0; head < block.kv_heads; ++head, at = 1 - at) {
-            const Chunk* next = find_next(args, share, soon, index, head, chunks[1 - at]);
+            const Chunk* next =
+                find_next(args, share, soon, index, head, chunks[at], chunks[1 - at]);
             attend_chunk(part_of(rows, args, block, head), chunks[at], next, scratch.weights,
                          part_of(to, head * count, dim));
         }
