@@ -1,6 +1,7 @@
 """Plain torch references: what each kernel must compute, written for reading, not for speed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,10 +151,26 @@ def attention(
         cap: scores become cap * tanh(score / cap).
         slopes_H: ALiBi: a score falls by a head's slope for each position of distance.
     """
+    scores_HLS = attention_scores(
+        q_LHD, k_SJD, scale=scale, window=window, cap=cap, slopes_H=slopes_H
+    )
+    v_SHD = v_SJD.repeat_interleave(q_LHD.shape[1] // v_SJD.shape[1], dim=1)
+    return torch.einsum("hls,shd->lhd", scores_HLS.softmax(-1), v_SHD)
+
+
+def attention_scores(
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+    slopes_H: Tensor | None = None,
+) -> Tensor:
+    """[H, L, S]: what ``attention`` takes the softmax of; -inf where a query does not see."""
     L, H, D = q_LHD.shape
     S, J, _ = k_SJD.shape
     k_SHD = k_SJD.repeat_interleave(H // J, dim=1)
-    v_SHD = v_SJD.repeat_interleave(H // J, dim=1)
     scores_HLS = torch.einsum("lhd,shd->hls", q_LHD, k_SHD)
     scores_HLS = scores_HLS * (D**-0.5 if scale is None else scale)
     if cap is not None:
@@ -162,20 +179,46 @@ def attention(
     if slopes_H is not None:
         scores_HLS = scores_HLS - slopes_H[:, None, None] * distance_LS
     hidden_LS = (distance_LS < 0) | (distance_LS >= (window or S))
-    probabilities = scores_HLS.masked_fill(hidden_LS, -torch.inf).softmax(-1)
-    return torch.einsum("hls,shd->lhd", probabilities, v_SHD)
+    return scores_HLS.masked_fill(hidden_LS, -torch.inf)
 
 
 def int8_attention(
-    q_LHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, **options: float | Tensor | None
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    v_SJD: Tensor,
+    *,
+    chunk: int = 256,
+    levels: int | None = 32767,
+    **options: Any,
 ) -> Tensor:
-    """``attention`` as it is on INT8 pages: queries are rounded as keys and values were.
+    """``attention`` as it is on INT8 pages, float32 [L, H, D].
 
-    Of each query head q = round_half_even(x * (127 / absmax)), x ~ q * (absmax / 127).
+    Queries are rounded as keys and values were: of each query head q = round_half_even(x * (127 /
+    absmax)), x ~ q * (absmax / 127). In every chunk of positions, counted from the first, the
+    weights exp(score) * value scale are rounded to levels of the chunk's largest, round_half_even(w
+    * (levels / largest)), and multiplied with the values' integers. The softmax divides by the sum
+    of the exponentials as they were. Where ``levels`` is None, weights are not rounded.
     """
     q, scale = quantize_activations(q_LHD.flatten(0, 1))
     rounded_LHD = (q * scale[:, None]).view_as(q_LHD).to(k_SJD.dtype)
-    return attention(rounded_LHD, k_SJD, v_SJD, **options)  # type: ignore[arg-type]
+    if levels is None:
+        return attention(rounded_LHD, k_SJD, v_SJD, **options)
+    scores_HLS = attention_scores(rounded_LHD, k_SJD, **options)
+    exponentials_HLS = (scores_HLS - scores_HLS.amax(-1, keepdim=True)).exp()
+    scale_SJ = v_SJD.abs().amax(-1) / 127
+    v_SJD = (v_SJD / scale_SJ.clamp(min=torch.finfo(v_SJD.dtype).tiny)[..., None]).round()
+    group = q_LHD.shape[1] // v_SJD.shape[1]
+    sums_LHD = torch.zeros_like(rounded_LHD)
+    for begin in range(0, len(k_SJD), chunk):
+        part = slice(begin, begin + chunk)
+        scale_HS = scale_SJ[part].repeat_interleave(group, dim=1).t()
+        weights_HLS = exponentials_HLS[..., part] * scale_HS[:, None]
+        level_HL1 = weights_HLS.amax(-1, keepdim=True) / levels
+        level_HL1 = level_HL1.clamp(min=torch.finfo(level_HL1.dtype).tiny)
+        rounded_HLS = (weights_HLS / level_HL1).round() * level_HL1
+        v_SHD = v_SJD[part].repeat_interleave(group, dim=1)
+        sums_LHD += torch.einsum("hls,shd->lhd", rounded_HLS, v_SHD)
+    return sums_LHD / exponentials_HLS.sum(-1).t()[..., None]
 
 
 def sample(
