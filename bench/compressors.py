@@ -52,12 +52,14 @@ STEP_TOKENS = 1024
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One method on both sides; ``sparsity`` and ``structure`` are a pruner's, the rest a
-    quantiser's. ``rtn`` is the control: both sides give the same."""
+    quantiser's. ``rtn`` is the control: both sides give the same. ``clip`` is Venturi's alone: AWQ
+    as its recipes have it, beside the same of llm-compressor's, which has no clipping."""
 
     method: str
     bits: int = 4
     group_size: int = 32
     scale: str = "absmax"
+    clip: bool = False
     sparsity: float = 0.5
     structure: str = "unstructured"
 
@@ -66,7 +68,8 @@ class Setting:
         """For tables and folders."""
         if self.method == "sparsegpt":
             return f"sparsegpt {'50 %' if self.structure == 'unstructured' else self.structure}"
-        return f"int{self.bits} {self.method}{'+mse' if self.scale == 'mse' else ''}"
+        suffix = "+clip" if self.clip else "+mse" if self.scale == "mse" else ""
+        return f"int{self.bits} {self.method}{suffix}"
 
     @property
     def steps(self) -> LinearSteps:
@@ -81,7 +84,7 @@ class Setting:
             dtype=torch.float32,
         )
         if self.method == "awq":
-            awq = Awq(grid, clip=False)
+            awq = Awq(grid, clip=self.clip)
             return LinearSteps(scalings=(awq,), quantiser=awq)
         return LinearSteps(quantiser={"rtn": Rtn, "gptq": Gptq}[self.method](grid))
 
@@ -90,6 +93,7 @@ SETTINGS = [
     Setting(method="rtn"),
     *(Setting(method="gptq", bits=b, scale=s) for b in (4, 3) for s in ("absmax", "mse")),
     Setting(method="awq"),
+    Setting(method="awq", clip=True),
     Setting(method="awq", bits=3),
     Setting(method="sparsegpt"),
     Setting(method="sparsegpt", structure="2:4"),
