@@ -77,7 +77,7 @@ class CalibratedRun:
             ids_SL = read_samples(folder, [Path(p) for p in calibration.paths], **size, seed=seed)
         else:
             progress.phase("generating", f"{size['samples']} x {size['length']} tokens")
-            ids_SL = generate(folder, **size, seed=seed)
+            ids_SL = generate(folder, **size, seed=seed, int8_weights=True)
         self.store.save_extra(_IDS, ids_SL)
         return ids_SL
 

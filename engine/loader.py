@@ -1,7 +1,7 @@
 """Builds a decoder from a Hugging Face folder, dense or compressed, layer by layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -39,12 +39,23 @@ class LoadedModel:
     parameters: int
 
 
-def load(folder: Path, backend: str, progress: Progress = lambda item, items: None) -> LoadedModel:
-    """Raises ``ModelLoadError`` with one line on what is wrong with the folder."""
+def load(
+    folder: Path,
+    backend: str,
+    progress: Progress = lambda item, items: None,
+    *,
+    int8_weights: bool = False,
+) -> LoadedModel:
+    """Raises ``ModelLoadError`` with one line on what is wrong with the folder.
+
+    ``int8_weights`` is that of ``KernelConfig``.
+    """
     checkpoint = Checkpoint.open(folder)
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
     kind, runtime = checkpoint_format(checkpoint.config), read_runtime(folder)
+    runtime = replace(runtime, head="int8") if int8_weights else runtime
     reader = WeightReader(checkpoint, backend)
+    reader.int8_weights = int8_weights
     reader.activations = runtime.activations
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
@@ -120,7 +131,7 @@ class DecoderLoader:
         mlps = [self._one_mlp(layer, one) for one in names.mlps]
         if layer.experts is None or names.router is None:
             return mlps[0]
-        router = Matrix(modules=(names.router,))
+        router = Matrix(modules=(names.router,), router=True)
         gate = self.reader.matrix(router, (layer.experts.count,), layer.hidden_size)
         experts = [make_mlp(layer, mlp, self.backend) for mlp in mlps]
         return make_experts(layer.experts, gate, experts)

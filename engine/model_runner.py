@@ -68,7 +68,8 @@ class ModelRunner:
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
             backend = resolve(config.kernels.backend)
-            model = load(config.model_dir, backend, progress)
+            rounding = config.kernels.int8_weights
+            model = load(config.model_dir, backend, progress, int8_weights=rounding)
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)

@@ -17,6 +17,7 @@ from engine.layers.linear import (
     WeightOnly,
     make_fused,
     make_linear,
+    quantize_int8,
     take_rows,
 )
 from engine.layers.norm import Norm, identity, make_norm
@@ -35,7 +36,8 @@ class WeightReader:
     ) -> None:
         """``changed``: weights [N, K] and vectors, by tensor name, in place of those on disk.
 
-        ``activations`` may be set to ``int8``, for packed weights that shall run so.
+        ``activations`` may be set to ``int8``, for packed weights that shall run so, and
+        ``int8_weights``, for floating ones that shall be rounded to int8.
         """
         self._checkpoint = checkpoint
         self._backend = backend
@@ -43,6 +45,7 @@ class WeightReader:
         self._read: set[str] = set()
         self._counts: dict[str, int] = {}
         self.activations = "float"
+        self.int8_weights = False
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -126,7 +129,8 @@ class WeightReader:
             tensors = {"weight": weight, "weight_scale": scale}
             return int_quantized.unpack(tensors, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
-        return weight.t() if matrix.transposed else weight
+        weight = weight.t() if matrix.transposed else weight
+        return quantize_int8(weight) if self.int8_weights and not matrix.router else weight
 
     def _packed(self, name: str, rows: int, columns: int) -> Weight:
         """A pack-quantized weight; activations stay float unless they are to be int8."""
