@@ -50,7 +50,8 @@ class CalibratedRun:
         layers = len(self._plan.spec.layers)
         detail = f"{len(self._plan.treatments)} linears of {layers} layers"
         progress.phase("compressing", f"{detail} on {self.ids_SL.numel()} tokens")
-        state, begin, done = Sequential(self._blocks, self.ids_SL), time.perf_counter(), 0
+        state = Sequential(self._blocks, self.ids_SL, self.store.folder)
+        begin, done = time.perf_counter(), 0
         for index in range(layers):
             finished = self.store.has(index)
             if not finished:
@@ -60,7 +61,7 @@ class CalibratedRun:
                 name = f"layer {index}"
                 progress.layer(index + 1, layers, name, each * (layers - index - 1))
             state.advance(index, self._changed(index))
-        if not bool(state.hidden_SLK.isfinite().all()):
+        if not state.is_finite():
             raise CompressError("the compressed model gives NaN or infinite hidden states")
         self._check_hessians()
 

@@ -84,7 +84,7 @@ class DecoderLoader:
         """Embedding, final norm and head around ``layers``."""
         spec = self.spec
         lookup, head = self._lookup_and_head(runtime)
-        embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self._positions())
+        embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self.positions())
         return Decoder(
             spec=spec,
             embed=embed,
@@ -141,7 +141,8 @@ class DecoderLoader:
         up = self.reader.matrix(names.up, (size, size) if layer.gated else (size,), hidden)
         return MlpWeights(up=up, down=self.reader.matrix(names.down, (hidden,), size))
 
-    def _positions(self) -> Tensor | None:
+    def positions(self) -> Tensor | None:
+        """float32 [S, K], learned, of a model that has them."""
         spec = self.spec
         if spec.positions is None:
             return None

@@ -69,6 +69,12 @@ class Checkpoint:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor.clone()
 
+    def rows(self, name: str, rows: torch.Tensor | slice) -> torch.Tensor:
+        """A copy of some rows of the tensor; the others are not read."""
+        with safe_open(self.info(name).file, framework="pt", device="cpu") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor[rows].clone()
+
     def shaped(self, name: str, *shape: int) -> torch.Tensor:
         """As ``tensor``; raises ``ModelLoadError`` unless it has this shape."""
         found = self.info(name).shape
