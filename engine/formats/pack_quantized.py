@@ -74,19 +74,20 @@ def pack_rows(q_MK: Tensor, bits: int) -> Tensor:
 
     Words are little-endian, so that bytes are made and then read as words.
     """
-    q_MK = q_MK.contiguous()
     u_MK = q_MK.view(torch.uint8) ^ 128 if bits == 8 else (q_MK + (1 << bits - 1)).view(torch.uint8)
     u_MK = torch.nn.functional.pad(u_MK, (0, -u_MK.shape[1] % (32 // bits)))
     parts = u_MK.unflatten(1, (-1, 8 // bits)).unbind(2)
-    bytes_MB: Tensor = parts[0].clone(memory_format=torch.contiguous_format)
-    for place, part in enumerate(parts[1:], start=1):
+    # Made anew: rows of a transposed tensor, or a single row, have strides that words do not.
+    bytes_MB = torch.zeros(parts[0].shape, dtype=torch.uint8)
+    for place, part in enumerate(parts):
         bytes_MB |= part << (place * bits)
-    return bytes_MB.view(torch.int32)
+    words_MW: Tensor = bytes_MB.view(torch.int32)
+    return words_MW
 
 
 def unpack_rows(words_MW: Tensor, bits: int, columns: int) -> Tensor:
     """Inverse of ``pack_rows``: int8 [M, columns]."""
-    bytes_MB = words_MW.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    bytes_MB = words_MW.new_empty(words_MW.shape).copy_(words_MW).view(torch.uint8)
     if bits == 8:
         return (bytes_MB[:, :columns] ^ 128).view(torch.int8).contiguous()
     mask = (1 << bits) - 1
