@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from compress.block import LinearResult
@@ -139,11 +138,7 @@ class ArtefactWriter:
         )
 
     def _read(self, name: str) -> Tensor:
-        try:
-            tensor = self._checkpoint.tensor(name)
-        except SafetensorError as error:
-            file = self._checkpoint.info(name).file
-            raise CompressError(f"{file} cannot be read: {error}: copy it anew") from error
+        tensor = self._checkpoint.tensor(name)
         if tensor.is_floating_point() and tensor.itemsize > 1 and tensor.numel():
             low, high = tensor.aminmax()
             if not (low.isfinite() and high.isfinite()):

@@ -55,7 +55,8 @@ class CalibratedRun:
         layers = len(self._plan.spec.layers)
         detail = f"{len(self._plan.treatments)} linears of {layers} layers"
         progress.phase("compressing", f"{detail} on {self.ids_SL.numel()} tokens")
-        state, begin, done = Sequential(self._blocks, self.ids_SL), time.perf_counter(), 0
+        state = Sequential(self._blocks, self.ids_SL, self.store.folder)
+        begin, done = time.perf_counter(), 0
         for index in range(layers):
             finished = self.store.has(index)
             if not finished:
@@ -65,7 +66,7 @@ class CalibratedRun:
                 name = f"layer {index}"
                 progress.layer(index + 1, layers, name, each * (layers - index - 1))
             state.advance(index, self._changed(index))
-        if not bool(state.hidden_SLK.isfinite().all()):
+        if not state.is_finite():
             raise CompressError("the compressed model gives NaN or infinite hidden states")
         self._check_hessians()
 
@@ -82,7 +83,7 @@ class CalibratedRun:
             ids_SL = read_samples(folder, [Path(p) for p in calibration.paths], **size, seed=seed)
         else:
             progress.phase("generating", f"{size['samples']} x {size['length']} tokens")
-            ids_SL = generate(folder, **size, seed=seed)
+            ids_SL = generate(folder, **size, seed=seed, int8_weights=True)
         self.store.save_extra(_IDS, ids_SL)
         return ids_SL
 
@@ -91,7 +92,8 @@ class CalibratedRun:
         if saved is not None:
             return saved
         progress.phase("allocating", "sparsities of the decoder layers")
-        found = find_sparsities(self._plan, Sequential(self._blocks, self.ids_SL), self._read)
+        state = Sequential(self._blocks, self.ids_SL, self.store.folder)
+        found = find_sparsities(self._plan, state, self._read)
         self.store.save_extra(_SPARSITIES, found)
         return found
 

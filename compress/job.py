@@ -12,6 +12,8 @@ from compress.recipe import Recipe
 from compress.sources import HashMemo, Sources, hash_sources
 
 FORMAT_VERSION = 1
+# Raised whenever the same model and seed write another text.
+_GENERATOR_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,9 @@ class Job:
 
 
 def _calibration_hashes(recipe: Recipe, memo: HashMemo) -> list[str]:
-    """Of the user's text, in order. Raises ``CompressError``."""
+    """Of the user's text, in order, or the generator's version. Raises ``CompressError``."""
+    if recipe.calibration is not None and recipe.calibration.source == "generate":
+        return [f"generator {_GENERATOR_VERSION}"]
     paths = () if recipe.calibration is None else recipe.calibration.paths
     try:
         return [memo.sha256(Path(path)) for path in paths]

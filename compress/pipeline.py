@@ -1,19 +1,18 @@
 """The whole job: a model folder and a recipe become a published artefact."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 
+from compress import preflight
 from compress.artefact import ArtefactWriter
 from compress.calibrated import CalibratedRun, calibration_record
-from compress.errors import CompressError, writing
-from compress.estimate import calibration_bytes
+from compress.errors import writing
 from compress.generated import threads
 from compress.job import Job
 from compress.manifest import Manifest
-from compress.memory import PeakMemory, available_bytes
+from compress.memory import PeakMemory
 from compress.plan import Plan, make_plan
 from compress.progress import NoProgress, Progress
 from compress.recipe import Recipe, resolve
@@ -21,9 +20,6 @@ from compress.sources import CALIBRATION_NAME, HashMemo
 from compress.staging import check_replaceable, publish, staging_folder
 from compress.store import open_store
 from engine.formats.checkpoint import Checkpoint
-
-# Config, tokenizer and manifest beside the weights.
-_SPARE_BYTES = 64 << 20
 
 
 def compress(
@@ -60,18 +56,15 @@ def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
     out = out.resolve()
     checkpoint = Checkpoint.open(job.sources.folder)
     plan = make_plan(job.recipe, checkpoint)
-    for note in plan.notes:
-        progress.phase("planning", note)
     with writing(out.parent, remedy), PeakMemory() as memory:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # A calibrated job has its layers twice for a moment.
-        needed = plan.out_bytes * (2 if plan.calibrated else 1) + _SPARE_BYTES
-        _check_space(out.parent, needed, remedy)
+        if plan.calibrated:
+            torch.set_num_threads(threads(sum(i.nbytes for i in checkpoint.tensors.values())))
+        for line in preflight.check(plan, job.recipe, checkpoint, out.parent, remedy):
+            progress.phase("planning", line)
         if not plan.calibrated:
             progress.phase("compressing", f"{len(plan.treatments)} layers of {checkpoint.folder}")
             return _publish(job, checkpoint, plan, None, out, progress, memory)
-        torch.set_num_threads(threads(sum(i.nbytes for i in checkpoint.tensors.values())))
-        _check_memory(plan, job.recipe)
         with open_store(out, job.key) as store:
             calibrated = CalibratedRun(job.recipe, plan, checkpoint, store)
             calibrated.run(progress)
@@ -105,22 +98,3 @@ def _publish(
         progress.phase("publishing", str(out))
         publish(folder, out)
     return manifest
-
-
-def _check_memory(plan: Plan, recipe: Recipe) -> None:
-    """Refuses a calibration that this host's free memory cannot hold."""
-    needed, free = calibration_bytes(plan, recipe), available_bytes()
-    if free is not None and needed > free:
-        raise CompressError(
-            f"calibration needs about {needed >> 20} MB of memory and {free >> 20} MB are free: "
-            "lower calibration.samples or calibration.length"
-        )
-
-
-def _check_space(folder: Path, needed: int, remedy: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise CompressError(
-            f"{folder} has {free >> 20} MB free and {needed >> 20} MB are needed: "
-            f"free some or {remedy}"
-        )

@@ -31,7 +31,7 @@ class Plan:
 
     ``transposed`` layers store their weight as [K, N]. ``head_weight`` is the module whose
     weight the head uses. ``order`` is the order in which tensors are read and written: layer
-    by layer. ``notes`` are lines for the user.
+    by layer.
     """
 
     spec: ModelSpec
@@ -43,7 +43,6 @@ class Plan:
     order: list[str]
     out_bytes: int
     quantization_config: dict[str, object] | None
-    notes: list[str]
 
     @property
     def calibrated(self) -> bool:
@@ -102,11 +101,6 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         quantization_config=_quantization_config(
             treatments, whole=whole, ignore=[spec.head, *dense, *routers]
         ),
-        notes=[
-            f"{name}: {one.bits} bits per channel, since groups do not divide its rows"
-            for name, one in treatments.items()
-            if one.fell_back
-        ],
     )
 
 

@@ -1,19 +1,25 @@
 """Layer after layer: capture what its linears read, compress it, and pass on what it now gives.
 
 So each layer is calibrated on the outputs of its compressed predecessors. Memory holds one
-layer, the hidden states of all samples, and one Hessian for each shared input.
+layer and one Hessian for each shared input; the hidden states of all samples lie in a mapped
+file where they are large.
 """
 
+import math
+import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compress.block import BlockResult
 from compress.errors import CompressError
 from compress.methods.inputs import InputAccumulator, LayerInputs
 from engine.blocks import Blocks, Observe
 
+# Hidden states of this size and more lie in a file.
+MAPPED_BYTES = 64 << 20
 # Tokens that run through a layer at once: bounds the activations between its linears.
 _STEP_TOKENS = 1024
 
@@ -21,14 +27,16 @@ _STEP_TOKENS = 1024
 class Sequential:
     """The state of all samples [S, L, K] between two layers."""
 
-    def __init__(self, blocks: Blocks, ids_SL: Tensor) -> None:
+    def __init__(self, blocks: Blocks, ids_SL: Tensor, folder: Path) -> None:
+        """``folder`` is for the file. Raises ``OSError`` where it has no room."""
         self._blocks = blocks
-        self._hidden_SLK = blocks.embed(ids_SL)
+        self._hidden_SLK = scratch((*ids_SL.shape, blocks.spec.layer.hidden_size), folder)
+        for part, ids_BL in zip(self._parts(), ids_SL.split(len(self._parts()[0])), strict=True):
+            part.copy_(blocks.embed(ids_BL))
 
-    @property
-    def hidden_SLK(self) -> Tensor:
-        """What the next layer reads."""
-        return self._hidden_SLK
+    def is_finite(self) -> bool:
+        """Whether what the next layer reads is."""
+        return all(bool(part.isfinite().all()) for part in self._parts())
 
     @torch.inference_mode()
     def capture(self, index: int, wanted: set[str]) -> dict[tuple[str, ...], LayerInputs]:
@@ -74,13 +82,21 @@ class Sequential:
         return parts
 
 
-def changed_tensors(result: BlockResult) -> dict[str, Tensor]:
-    """A compressed layer's tensors, floating, by their names in the original checkpoint."""
-    changed = dict(result.vectors)
-    for name, one in result.linears.items():
-        weight = one.weight
-        changed[f"{name}.weight"] = weight if isinstance(weight, Tensor) else weight.dequantize()
-    return changed
+def scratch(shape: tuple[int, ...], folder: Path) -> Tensor:
+    """float32, not initialised: in memory, or in a file of ``folder`` that has no name any more.
+
+    Raises ``OSError`` where the disk has no room: a mapped page that finds none kills a process.
+    """
+    size = math.prod(shape)
+    if 4 * size < MAPPED_BYTES:
+        return torch.empty(shape)
+    descriptor, name = tempfile.mkstemp(suffix=".hidden", dir=folder)
+    try:
+        os.posix_fallocate(descriptor, 0, 4 * size)
+        return torch.from_file(name, shared=True, size=size, dtype=torch.float32).view(shape)
+    finally:
+        os.close(descriptor)
+        Path(name).unlink()
 
 
 def _result(modules: tuple[str, ...], accumulator: InputAccumulator) -> LayerInputs:

@@ -30,7 +30,7 @@ class LayerStore:
     """``tensor`` and ``row`` find what ``save`` was given, in this process or before."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files: dict[str, Path] = {}
         self._rows: dict[str, LayerRow] = {}
         self.seconds: dict[str, float] = {}
@@ -61,11 +61,11 @@ class LayerStore:
 
     def save_extra(self, name: str, tensor: Tensor) -> None:
         """A tensor beside the layers. Raises ``OSError``."""
-        self._write(self._folder / f"{name}.safetensors", {name: tensor}, {})
+        self._write(self.folder / f"{name}.safetensors", {name: tensor}, {})
 
     def extra(self, name: str) -> Tensor | None:
         """What ``save_extra`` was given."""
-        path = self._folder / f"{name}.safetensors"
+        path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return None
         with safe_open(path, framework="pt") as file:
@@ -89,11 +89,13 @@ class LayerStore:
         part = path.with_suffix(".part")
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata=metadata)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.rename(path)
         except SafetensorError as error:
             raise system_error(error) from error
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def tensor(self, name: str) -> Tensor | None:
         """A copy of a finished tensor, None where there is none of this name."""
@@ -113,7 +115,7 @@ class LayerStore:
         return self._rows[module]
 
     def _path(self, index: int) -> Path:
-        return self._folder / f"layer-{index:05}.safetensors"
+        return self.folder / f"layer-{index:05}.safetensors"
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from engine.batch import AttentionGroup, ForwardContext
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
-from engine.formats.runtime import Runtime
 from engine.kv_cache import KvShape
 from engine.kv_cache.fp32 import Fp32KvCache
 from engine.layers.attention import Step
 from engine.layers.decoder_layer import LayerFn
+from engine.layers.embedding import Embedding, finish_logits
 from engine.layers.linear import Linear
 from engine.layers.rotary import Rotary
 from engine.loader import DecoderLoader
@@ -23,6 +24,8 @@ from engine.models import model_spec
 from engine.models.spec import LayerNames, Matrix, ModelSpec
 from engine.weights import WeightReader
 
+# Rows of the head that are in memory at once.
+_HEAD_ROWS = 8192
 # (modules that share the input, the input [M, K]).
 Observe = Callable[[tuple[str, ...], Tensor], None]
 
@@ -50,9 +53,14 @@ class Blocks:
     @torch.inference_mode()
     def embed(self, ids_BL: Tensor) -> Tensor:
         """float32 [B, L, K]: what the first layer reads."""
-        decoder = self._loader({}).ends(Runtime())
+        table = f"{self.spec.embedding}.weight"
+        embed = Embedding(
+            lookup=lambda ids_T: self._rows(table, ids_T),
+            scale=self.spec.embedding_scale,
+            positions_SK=self._loader({}).positions(),
+        )
         positions_T = torch.arange(ids_BL.shape[1]).repeat(len(ids_BL))
-        return decoder.embed(ids_BL.flatten(), positions_T).view(*ids_BL.shape, -1)
+        return embed(ids_BL.flatten(), positions_T).view(*ids_BL.shape, -1)
 
     def layer(
         self, index: int, changed: Mapping[str, Tensor], observe: Observe | None = None
@@ -88,9 +96,23 @@ class Blocks:
 
     @torch.inference_mode()
     def logits(self, hidden_BLK: Tensor) -> Tensor:
-        """float32 [B, L, V] of what the last layer gave."""
-        decoder = self._loader({}).ends(Runtime())
-        return decoder.logits(hidden_BLK.flatten(0, 1)).view(*hidden_BLK.shape[:2], -1)
+        """float32 [B, L, V] of what the last layer gave. The head is read part by part."""
+        spec, one = self.spec, self.spec.layer
+        norm = self._loader({}).reader.norm(spec.final_norm, one.hidden_size, one.norm)
+        normed_TK = norm(hidden_BLK.flatten(0, 1))
+        name = f"{spec.embedding if spec.tied_head else spec.head}.weight"
+        parts = [
+            normed_TK @ self._rows(name, slice(first, first + _HEAD_ROWS)).t()
+            for first in range(0, spec.vocabulary_size, _HEAD_ROWS)
+        ]
+        logits_TV = finish_logits(torch.cat(parts, dim=1), spec)
+        return logits_TV.view(*hidden_BLK.shape[:2], -1)
+
+    def _rows(self, name: str, rows: Tensor | slice) -> Tensor:
+        found = self.checkpoint.rows(name, rows).float()
+        if not bool(found.isfinite().all()):
+            raise ModelLoadError(f"{self.checkpoint.folder}: {name} has NaN or infinite values")
+        return found
 
     def _loader(
         self,

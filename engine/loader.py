@@ -1,7 +1,7 @@
 """Builds a decoder from a Hugging Face folder, dense or compressed, layer by layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -46,14 +46,16 @@ def load(
     progress: Progress = lambda item, items: None,
     *,
     allow_slow: bool = False,
+    int8_weights: bool = False,
 ) -> LoadedModel:
     """Raises ``ModelLoadError`` with one line on what is wrong with the folder.
 
-    So is what only a reference computes, unless ``allow_slow``.
+    ``allow_slow`` and ``int8_weights`` are those of ``KernelConfig``.
     """
     checkpoint = Checkpoint.open(folder)
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
     scheme, runtime = packed_scheme(checkpoint.config), read_runtime(folder)
+    runtime = replace(runtime, head="int8") if int8_weights else runtime
     kind = checkpoint_format(checkpoint.config) if scheme is None else scheme.format
     if not allow_slow and any(info.dtype == "F8_E4M3" for info in checkpoint.tensors.values()):
         raise ModelLoadError(
@@ -62,6 +64,7 @@ def load(
         )
     reader = WeightReader(checkpoint, backend)
     reader.activations, reader.scheme = runtime.activations, scheme
+    reader.int8_weights = int8_weights
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
     return LoadedModel(
@@ -89,7 +92,7 @@ class DecoderLoader:
         """Embedding, final norm and head around ``layers``."""
         spec = self.spec
         lookup, head = self._lookup_and_head(runtime)
-        embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self._positions())
+        embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self.positions())
         return Decoder(
             spec=spec,
             embed=embed,
@@ -136,7 +139,7 @@ class DecoderLoader:
         mlps = [self._one_mlp(layer, one) for one in names.mlps]
         if layer.experts is None or names.router is None:
             return mlps[0]
-        router = Matrix(modules=(names.router,))
+        router = Matrix(modules=(names.router,), router=True)
         gate = self.reader.matrix(router, (layer.experts.count,), layer.hidden_size)
         experts = [make_mlp(layer, mlp, self.backend) for mlp in mlps]
         return make_experts(layer.experts, gate, experts)
@@ -146,7 +149,8 @@ class DecoderLoader:
         up = self.reader.matrix(names.up, (size, size) if layer.gated else (size,), hidden)
         return MlpWeights(up=up, down=self.reader.matrix(names.down, (hidden,), size))
 
-    def _positions(self) -> Tensor | None:
+    def positions(self) -> Tensor | None:
+        """float32 [S, K], learned, of a model that has them."""
         spec = self.spec
         if spec.positions is None:
             return None

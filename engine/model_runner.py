@@ -68,8 +68,13 @@ class ModelRunner:
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
             backend = resolve(config.kernels.backend)
-            allow_slow = config.kernels.allow_slow
-            model = load(config.model_dir, backend, progress, allow_slow=allow_slow)
+            model = load(
+                config.model_dir,
+                backend,
+                progress,
+                allow_slow=config.kernels.allow_slow,
+                int8_weights=config.kernels.int8_weights,
+            )
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)

@@ -21,6 +21,7 @@ from engine.layers.linear import (
     WeightOnly,
     make_fused,
     make_linear,
+    quantize_int8,
     take_rows,
 )
 from engine.layers.norm import Norm, identity, make_norm
@@ -39,8 +40,9 @@ class WeightReader:
     ) -> None:
         """``changed``: weights [N, K] and vectors, by tensor name, in place of those on disk.
 
-        ``activations`` may be set to ``int8``, for packed weights that shall run so;
-        ``scheme`` is that of weights which GPTQ or AWQ packed.
+        ``activations`` may be set to ``int8``, for packed weights that shall run so, and
+        ``int8_weights``, for floating ones that shall be rounded to int8; ``scheme`` is that of
+        weights which GPTQ or AWQ packed.
         """
         self._checkpoint = checkpoint
         self._backend = backend
@@ -49,6 +51,7 @@ class WeightReader:
         self._counts: dict[str, int] = {}
         self.activations = "float"
         self.scheme: GptqScheme | AwqScheme | None = None
+        self.int8_weights = False
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -130,7 +133,8 @@ class WeightReader:
         if weight.dtype in (torch.int8, float_quantized.DTYPE):
             return self._by_bytes(name, weight, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
-        return weight.t() if matrix.transposed else weight
+        weight = weight.t() if matrix.transposed else weight
+        return quantize_int8(weight) if self.int8_weights and not matrix.router else weight
 
     def _by_bytes(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
         """A byte for each weight, int8 or FP8; so are the activations."""

@@ -7,12 +7,14 @@ a ``ModelLoadError`` of one line.
 import json
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelLoadError
 
@@ -67,11 +69,26 @@ class Checkpoint:
             ) from None
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A copy of the tensor, so that the file's pages can be dropped."""
-        info = self.info(name)
-        with safe_open(info.file, framework="pt", device="cpu") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        """A copy of the tensor, so that the file's pages can be dropped.
+
+        Raises ``ModelLoadError`` where the file is no longer what was opened.
+        """
+        with self._mapped(name) as tensor:
             return tensor.clone()
+
+    def rows(self, name: str, rows: torch.Tensor | slice) -> torch.Tensor:
+        """A copy of some rows of the tensor; the others are not read. Raises as ``tensor``."""
+        with self._mapped(name) as tensor:
+            return tensor[rows].clone()
+
+    @contextmanager
+    def _mapped(self, name: str) -> Iterator[torch.Tensor]:
+        path = self.info(name).file
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                yield file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelLoadError(f"{path} cannot be read: {error}: copy it anew") from error
 
     def shaped(self, name: str, *shape: int) -> torch.Tensor:
         """As ``tensor``; raises ``ModelLoadError`` unless it has this shape."""

@@ -68,21 +68,30 @@ def packed_bits(shape: tuple[int, ...], columns: int) -> int:
 
 
 def pack_rows(q_MK: Tensor, bits: int) -> Tensor:
-    """int8 [M, K] of ``bits``-bit integers -> int32 [M, ceil(K * bits / 32)]; 4 or 8 bits."""
-    word = 32 // bits
-    u_MK = q_MK.to(torch.int64) + (1 << (bits - 1))
-    missing = -u_MK.shape[1] % word
-    u_MWI = torch.nn.functional.pad(u_MK, (0, missing)).unflatten(1, (-1, word))
-    words_MW = (u_MWI << (torch.arange(word) * bits)).sum(2)
-    return torch.where(words_MW >= 1 << 31, words_MW - (1 << 32), words_MW).to(torch.int32)
+    """int8 [M, K] of ``bits``-bit integers -> int32 [M, ceil(K * bits / 32)]; 4 or 8 bits.
+
+    Words are little-endian, so that bytes are made and then read as words.
+    """
+    u_MK = q_MK.view(torch.uint8) ^ 128 if bits == 8 else (q_MK + (1 << bits - 1)).view(torch.uint8)
+    u_MK = torch.nn.functional.pad(u_MK, (0, -u_MK.shape[1] % (32 // bits)))
+    parts = u_MK.unflatten(1, (-1, 8 // bits)).unbind(2)
+    # Made anew: rows of a transposed tensor, or a single row, have strides that words do not.
+    bytes_MB = torch.zeros(parts[0].shape, dtype=torch.uint8)
+    for place, part in enumerate(parts):
+        bytes_MB |= part << (place * bits)
+    words_MW: Tensor = bytes_MB.view(torch.int32)
+    return words_MW
 
 
 def unpack_rows(words_MW: Tensor, bits: int, columns: int) -> Tensor:
     """Inverse of ``pack_rows``: int8 [M, columns]."""
-    word = 32 // bits
-    shifted_MWI = words_MW[..., None] >> (torch.arange(word, dtype=torch.int32) * bits)
-    u_MK = (shifted_MWI & ((1 << bits) - 1)).flatten(1)[:, :columns]
-    return (u_MK - (1 << (bits - 1))).to(torch.int8).contiguous()
+    bytes_MB = words_MW.new_empty(words_MW.shape).copy_(words_MW).view(torch.uint8)
+    if bits == 8:
+        return (bytes_MB[:, :columns] ^ 128).view(torch.int8).contiguous()
+    mask = (1 << bits) - 1
+    parts = [(bytes_MB >> shift) & mask for shift in range(0, 8, bits)]
+    u_MK = torch.stack(parts, dim=2).flatten(1)[:, :columns].contiguous()
+    return u_MK.view(torch.int8) - (1 << (bits - 1))
 
 
 def config_group(

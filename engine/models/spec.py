@@ -112,12 +112,14 @@ class Matrix:
 
     ``transposed``: a module stores its weight as [K, N], as GPT-2's Conv1D does.
     ``interleaved``: out-features lie as [heads, (q, k, v), head_dim], of so many heads.
+    ``router``: it chooses experts, and is never rounded.
     """
 
     modules: tuple[str, ...]
     bias: bool = False
     transposed: bool = False
     interleaved: int | None = None
+    router: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

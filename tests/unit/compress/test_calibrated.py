@@ -247,7 +247,7 @@ def test_what_the_plan_refuses(
 def test_too_little_memory(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.pipeline.available_bytes", lambda: 5 << 20)
+    monkeypatch.setattr("compress.preflight.available_bytes", lambda: 5 << 20)
     with pytest.raises(CompressError, match="of memory and 5 MB are free"):
         compress.compress(recipe(tmp_path, GPTQ), make_model(), tmp_path / "out")
 

@@ -41,3 +41,39 @@ def test_memory_is_bounded(large_model: Path, tmp_path: Path, shard_bytes: int) 
     output = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     # A shard, the largest tensor (32 MB) twice, and what the allocator keeps; whole it is 600 MB.
     assert above < min(shard_bytes, output) + 64 * MB + 96 * MB
+
+
+# A calibrated run on random tokens, whose hidden states go to a file.
+CALIBRATED = """
+import torch
+from compress import artefact, calibrated, sequential
+from compress.cli import compress_command
+artefact.SHARD_BYTES = 16 << 20
+sequential.MAPPED_BYTES = 1 << 20
+calibrated.generate = lambda *_, **__: torch.randint(0, 32768, (64, 64))
+compress_command()
+"""
+
+
+def test_memory_of_a_calibrated_run_is_bounded(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(layers=2, hidden=1024, mlp=2048, vocab=65536)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "version: 1\ncalibration: {source: generate, samples: 64, length: 64}\n"
+        "modifiers: [{type: gptq, scheme: w4a8}]\n"
+    )
+    arguments = [model, "--recipe", recipe, "--out", tmp_path / "out", "--progress", "json"]
+    done = subprocess.run(
+        [sys.executable, "-c", CALIBRATED, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    event = json.loads(done.stdout.splitlines()[-1])
+    above = event["peak_rss_anon_bytes"] - event["baseline_rss_anon_bytes"]
+    layer = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
+    # In float32 the embedding alone would take 256 MB.
+    assert above < 2 * layer + 350 * MB

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,14 @@ def test_the_report_tells_what_is_in_memory(tmp_path: Path) -> None:
     assert (report.kv_dtype, report.kv_block_size, report.kv_blocks) == ("int8", 4, 16)
     assert report.kv_bytes == 16 * 4 * LAYERS * KV_HEADS * (HEAD_DIM + 4) * 2
     assert report.format == "safetensors"
+
+
+def test_weights_rounded_as_they_are_loaded(tmp_path: Path) -> None:
+    asked = config(write(tmp_path))
+    kernels = replace(asked.kernels, int8_weights=True)
+    report = EngineCore.from_config(replace(asked, kernels=kernels)).report()
+    assert {layer.storage for layer in report.layers} == {"int8"}
+    assert (report.weights, report.activations, report.head) == ("int8", "int8", "int8")
 
 
 def test_every_linear_layer_is_listed_by_its_own_name(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_cut_or_random_bytes_are_refused(make_request: MakeRequest) -> None:
             model_dir=Path("/m"),
             cache=CacheConfig(dtype="int8", block_size=8, blocks=3, memory_bytes=1 << 40),
             scheduler=SchedulerConfig(max_sequences=3, token_budget=99, max_gap_s=0.25),
-            kernels=KernelConfig(backend="reference", threads=2),
+            kernels=KernelConfig(backend="reference", threads=2, int8_weights=True),
         ),
     ],
 )

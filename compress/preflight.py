@@ -1,0 +1,150 @@
+"""Before any work: what will be done to which layers, what executes them here, what it needs.
+
+What cannot work is refused in one line with the remedy.
+"""
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from compress import estimate
+from compress.artefact import SHARD_BYTES
+from compress.errors import CompressError
+from compress.estimate import Sizes
+from compress.host_speed import measure
+from compress.memory import available_bytes
+from compress.plan import Plan
+from compress.recipe import Recipe
+from compress.trial import Trial, kinds, try_out
+from engine.formats.checkpoint import Checkpoint
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def check(
+    plan: Plan, recipe: Recipe, checkpoint: Checkpoint, folder: Path, remedy: str
+) -> list[str]:
+    """Lines for the user. ``folder`` will hold the output.
+
+    Raises:
+        CompressError: memory or disk is too small; ``remedy`` ends the disk's message.
+    """
+    sizes = Sizes.of(plan, recipe, checkpoint)
+    generate = recipe.calibration is not None and recipe.calibration.source == "generate"
+    disk = _check_space(sizes, folder, remedy)
+    memory = _check_memory(sizes, checkpoint, generate=generate)
+    name = next(iter(plan.treatments))
+    dtype = _DTYPES[checkpoint.info(f"{name}.weight").dtype]
+    trials = {
+        key: try_out(one, recipe.activations, dtype)
+        for key, one in kinds(plan.treatments.values()).items()
+    }
+    seconds = _seconds(sizes, checkpoint, folder, trials, generate=generate)
+    free = available_bytes()
+    had = "" if free is None else f" of {_size(free)} free"
+    return [
+        *_layers(plan, trials),
+        *_fallbacks(plan),
+        _head(plan, recipe, checkpoint),
+        f"needs about {_size(memory)} of memory{had}, {_size(disk)} of disk of "
+        f"{_size(shutil.disk_usage(folder).free)} free, and roughly {_time(seconds)}",
+    ]
+
+
+def _seconds(
+    sizes: Sizes,
+    checkpoint: Checkpoint,
+    folder: Path,
+    trials: dict[tuple[object, ...], Trial],
+    *,
+    generate: bool,
+) -> float:
+    plan, speed = sizes.plan, measure(folder)
+    rounding = {key: trial.seconds for key, trial in trials.items()}
+    seconds = estimate.rounding_seconds(plan, checkpoint, speed, rounding)
+    if not plan.calibrated:
+        return seconds
+    return seconds + estimate.calibrating_seconds(sizes, speed, seconds, generate=generate)
+
+
+def _layers(plan: Plan, trials: dict[tuple[object, ...], Trial]) -> list[str]:
+    counts = Counter(one.scheme_key for one in plan.treatments.values())
+    lines = []
+    for key, one in kinds(plan.treatments.values()).items():
+        trial = trials[key]
+        slow = ", slow" if trial.slow else ""
+        dense = ", dense" if one.pruner is not None else ""
+        what = f"{counts[key]} linears {one.storage}"
+        lines.append(f"{what}, executed as {trial.execution}{dense} by {trial.product}{slow}")
+    return lines
+
+
+def _fallbacks(plan: Plan) -> list[str]:
+    names = Counter(
+        _NUMBER.sub("*", name) for name, one in plan.treatments.items() if one.fell_back
+    )
+    return [
+        f"{name} ({count}): 8 bits per channel, since groups do not divide its rows"
+        for name, count in names.items()
+    ]
+
+
+def _head(plan: Plan, recipe: Recipe, checkpoint: Checkpoint) -> str:
+    dtype = checkpoint.info(f"{plan.head_weight}.weight").dtype.lower()
+    tied = f", tied to {plan.head_weight}" if plan.spec.tied_head else ""
+    loaded = ", int8 when loaded" if recipe.head == "int8" else ""
+    kept = f"; {len(plan.kept)} linears stay as they are" if plan.kept else ""
+    return f"{plan.head} stays {dtype}{tied}{loaded}{kept}"
+
+
+def _check_memory(sizes: Sizes, checkpoint: Checkpoint, *, generate: bool) -> int:
+    """What is needed; refuses what the host's free memory cannot hold."""
+    needed = {
+        "writing": (
+            estimate.writing_bytes(sizes.plan, checkpoint, SHARD_BYTES),
+            "free some, or use a larger machine",
+        )
+    }
+    if sizes.tokens:
+        needed["calibration"] = (
+            estimate.calibration_bytes(sizes),
+            "lower calibration.samples or calibration.length, or free some",
+        )
+    if sizes.tokens and generate:
+        needed["generating calibration text"] = (
+            estimate.generation_bytes(sizes),
+            "give text of your own with calibration: {source: file, path: ...}",
+        )
+    free = available_bytes()
+    for what, (size, remedy) in needed.items():
+        if free is not None and size > free:
+            raise CompressError(
+                f"{what} needs about {size >> 20} MB of memory and {free >> 20} MB are free: "
+                f"{remedy}"
+            )
+    return max(size for size, _ in needed.values())
+
+
+def _check_space(sizes: Sizes, folder: Path, remedy: str) -> int:
+    """What is needed; refuses a disk that is too small."""
+    needed, free = estimate.disk_bytes(sizes), shutil.disk_usage(folder).free
+    if free < needed:
+        raise CompressError(
+            f"{folder} has {free >> 20} MB free and {needed >> 20} MB are needed: "
+            f"free some or {remedy}"
+        )
+    return needed
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / (1 << 30):.1f} GB" if nbytes >= 1 << 30 else f"{nbytes >> 20} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
