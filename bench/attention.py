@@ -4,8 +4,8 @@ python -m bench.attention [--quick] [--threads N] [--json FILE]
 
 Keys and values are rotated over more than the caches hold, as the layers of a model are, in
 shuffled pages. The memory's read bandwidth is measured between the kernels, with as many
-threads. The fastest turn of each counts, because the time that other processes take is no
-property of a kernel. SDPA gets its inputs in torch's fastest form.
+threads. Turns are short, one layer or 32 MB, and the fastest of each counts, because the time that
+other processes take is no property of a kernel. SDPA gets its inputs in torch's fastest form.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from engine.kernels.cpu.memory import aligned_empty
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 
 BLOCK = 16
-READ_BYTES = 512 << 20
+READ_BYTES, READ_TURN = 512 << 20, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Pages:
         self.q_THD = torch.randn(case.batch * case.rows, case.heads, case.head_dim)
         self.options = AttentionOptions(scale=case.head_dim**-0.5)
 
-    def run(self) -> None:
-        """All layers once."""
-        for pages in self.cache.layers:
-            paged_attention(self.q_THD, pages, self.sequences_B4, self.block_ids_P, self.options)
+    def run(self, layer: int) -> None:
+        """One layer."""
+        pages = self.cache.layers[layer]
+        paged_attention(self.q_THD, pages, self.sequences_B4, self.block_ids_P, self.options)
 
 
 class Sdpa:
@@ -108,21 +108,24 @@ class Sdpa:
         self.k, self.v = torch.randn(size), torch.randn(size)
         self.q = torch.randn(case.batch, heads, rows, case.head_dim)
 
-    def run(self) -> None:
-        """All layers once."""
-        for k, v in zip(self.k, self.v, strict=True):
-            F.scaled_dot_product_attention(self.q, k, v, is_causal=self.causal)
+    def run(self, layer: int) -> None:
+        """One layer."""
+        k, v = self.k[layer], self.v[layer]
+        F.scaled_dot_product_attention(self.q, k, v, is_causal=self.causal)
 
 
 def measure(case: Case, repeats: int, memory: Tensor) -> dict[str, float]:
     """The shortest of turns that are taken in rotation."""
     pages, sdpa = Pages(case), Sdpa(case)
     int8, fp32, bandwidth = Best(), Best(), 0.0
-    for _ in range(repeats):
-        int8.time(pages.run)
-        fp32.time(sdpa.run)
-        bandwidth = max(bandwidth, read_gb_s(memory, torch.get_num_threads(), 1))
-    native_s, sdpa_s = int8.seconds / case.layers, fp32.seconds / sdpa.layers
+    parts = memory.split(READ_TURN)
+    for turn in range(repeats):
+        for layer in range(case.layers):
+            int8.time(pages.run, layer)
+        for layer in range(sdpa.layers):
+            fp32.time(sdpa.run, layer)
+        bandwidth = max(bandwidth, read_gb_s(parts[turn % len(parts)], torch.get_num_threads(), 1))
+    native_s, sdpa_s = int8.seconds, fp32.seconds
     figures = {"int8_us": native_s * 1e6, "sdpa_us": sdpa_s * 1e6, "speedup": sdpa_s / native_s}
     if case.rows == 1:
         figures["kv_gb_s"] = case.kv_bytes / native_s / 1e9

@@ -239,11 +239,12 @@ static float soften(const Chunk& chunk, Seen seen, float top, float* scores, flo
 static void round_weights(const Chunk& chunk, Seen seen, float peak, const float* weights,
                           int16_t* levels) {
     const F16 factor = splat(peak >= kSmallest ? kLevels / peak : 0.0f);
+    const I16 none = splat((int32_t)0);
     int g = chunk.begin;
-    for (; g < seen.begin() && g < chunk.end; ++g) store_s16(levels + g * kLanes, splat((int32_t)0));
+    for (; g < seen.begin() && g < chunk.end; ++g) store_s16(levels + g * kLanes, none);
     for (; g < seen.end(); ++g)
         store_s16(levels + g * kLanes, round_int(mul(load(weights + g * kLanes), factor)));
-    for (; g < chunk.end; ++g) store_s16(levels + g * kLanes, splat((int32_t)0));
+    for (; g < chunk.end; ++g) store_s16(levels + g * kLanes, none);
 }
 
 template <int N>
