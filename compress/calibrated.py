@@ -23,7 +23,7 @@ from compress.sequential import Sequential
 from compress.steps import linear_steps
 from compress.store import LayerStore
 from engine.blocks import Blocks
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
 
 _IDS = "calibration"
@@ -139,7 +139,9 @@ def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> 
     """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors."""
     found: dict[str, Tensor] = {}
     for module, tensors in store.modules(index).items():
-        if "weight_packed" in tensors:
+        if "weight_bitmask" in tensors:
+            found[f"{module}.weight"] = sparse.unpack(tensors).dequantize()
+        elif "weight_packed" in tensors:
             found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
         elif "weight_scale" in tensors:
             weight = int_quantized.unpack(tensors, transposed=module in transposed)

@@ -6,7 +6,7 @@ from torch import Tensor
 from compress.block import LinearResult
 from compress.manifest import LayerRow
 from compress.treatment import Treatment
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import int_quantized, pack_quantized, sparse
 from engine.formats.int_quantized import Int8Weight
 
 _BASELINES = ("rtn", "magnitude", "magnitude+rtn")
@@ -20,6 +20,9 @@ def pack_linear(
     if isinstance(weight, Tensor):
         dense = weight.to(dtype)
         tensors = {"weight": dense.t().contiguous() if transposed else dense}
+    elif treatment.sparse is not None:
+        packed = treatment.format != int_quantized.FORMAT
+        tensors = sparse.pack(weight, treatment.sparse, packed=packed)
     elif treatment.format == int_quantized.FORMAT:
         assert isinstance(weight, Int8Weight)
         tensors = int_quantized.pack(weight, transposed=transposed)
@@ -35,7 +38,7 @@ def pack_linear(
     row = LayerRow(
         name=name,
         storage=treatment.storage,
-        execution=treatment.execution + (" (dense)" if treatment.pruner else ""),
+        execution=treatment.execution,
         method="+".join(dict.fromkeys(one.type for one in treatment.modifiers)),
         bits=round(8 * nbytes / shape.numel(), 4),
         bytes=nbytes,

@@ -1,14 +1,15 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
 from engine.layers.linear import (
     Linear,
@@ -118,6 +119,8 @@ class WeightReader:
         self._counts[name] = rows * columns
         if f"{name}.weight_packed" in self._checkpoint.tensors:
             return self._packed(name, rows, columns)
+        if f"{name}.weight_bitmask" in self._checkpoint.tensors:
+            return self._sparse(name, rows, columns)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
         if weight.dtype == torch.int8:
             scale = self._checked(
@@ -131,20 +134,40 @@ class WeightReader:
     def _packed(self, name: str, rows: int, columns: int) -> Weight:
         """A pack-quantized weight; activations stay float unless they are to be int8."""
         suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-        names = {one: f"{name}.{one}" for one in suffixes}
-        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
-        self._read.update(found.values())
-        tensors = {one: self._checkpoint.tensor(full) for one, full in found.items()}
-        try:
+        tensors = self._parts(name, suffixes)
+        with self._broken(name):
             if tensors["weight_shape"].tolist() != [rows, columns]:
                 raise ValueError(f"weight_shape is not {[rows, columns]}")
             weight = pack_quantized.unpack(tensors)
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
-        except (KeyError, ValueError) as error:
-            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
-        if self.activations == "int8":
+        return weight if self.activations == "int8" else WeightOnly(weight)
+
+    def _sparse(self, name: str, rows: int, columns: int) -> Weight:
+        """A weight without its zeros; activations as for one with them."""
+        tensors = self._parts(name, sparse.SUFFIXES)
+        with self._broken(name):
+            if tensors["weight_shape"][:2].tolist() != [rows, columns]:
+                raise ValueError(f"weight_shape is not {[rows, columns]}")
+            weight = sparse.unpack(tensors)
+            self._checked(f"{name}.weight_scale", tensors["weight_scale"])
+        if self.activations == "int8" or not sparse.is_packed(tensors):
             return weight
         return WeightOnly(weight)
+
+    def _parts(self, name: str, suffixes: tuple[str, ...]) -> dict[str, Tensor]:
+        """A module's tensors of these suffixes, where there are any."""
+        names = {one: f"{name}.{one}" for one in suffixes}
+        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
+        self._read.update(found.values())
+        return {one: self._checkpoint.tensor(full) for one, full in found.items()}
+
+    @contextmanager
+    def _broken(self, name: str) -> Iterator[None]:
+        """What a format finds wrong with a module's tensors becomes a ``ModelLoadError``."""
+        try:
+            yield
+        except (KeyError, ValueError) as error:
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         self._read.add(name)

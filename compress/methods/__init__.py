@@ -31,8 +31,9 @@ METHODS = {
     "gptq": _entry("quantiser"),
     "awq": _entry("scaling", "quantiser"),
     "smoothquant": _entry("scaling"),
-    "magnitude": _entry("pruner"),
-    "wanda": _entry("pruner"),
-    "sparsegpt": _entry("pruner"),
+    # 2: zeros of rounded weights are left out of the file.
+    "magnitude": _entry("pruner", version=2),
+    "wanda": _entry("pruner", version=2),
+    "sparsegpt": _entry("pruner", version=2),
 }
 PLANNED_METHODS = ("distill",)

@@ -3,17 +3,18 @@
 Source: compressed-tensors' configuration, versions 0.10 to 0.20.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import int_quantized, pack_quantized, sparse
 
 _INT8_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 _INT8_ACTIVATIONS = {"num_bits": 8, "type": "int", "strategy": "token"}
 _INT8_ACTIVATIONS |= {"dynamic": True, "symmetric": True}
 _PACKED_WEIGHTS = {"num_bits": 4, "type": "int"}
 MIXED = "mixed-precision"
-_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, MIXED)
+_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, *sparse.FORMATS, MIXED)
 
 
 def checkpoint_format(config: dict[str, Any]) -> str:
@@ -48,8 +49,18 @@ def checkpoint_format(config: dict[str, Any]) -> str:
     return f"compressed-tensors/{kind}"
 
 
+def overall_format(groups: Mapping[str, Mapping[str, object]]) -> str:
+    """``format`` of a ``quantization_config`` with these config_groups."""
+    formats = {str(group["format"]) for group in groups.values()}
+    return formats.pop() if len(formats) == 1 else MIXED
+
+
 def _check_group(name: str, group: dict[str, Any], kind: str) -> None:
     weights = group.get("weights")
+    if kind in sparse.FORMATS:
+        if group.get("sparsity") not in sparse.STRUCTURES:
+            raise ModelLoadError(f"quantization_config {name}.sparsity is not served")
+        kind = sparse.FORMATS[kind]
     if kind == int_quantized.FORMAT:
         _check(name, "weights", weights, _INT8_WEIGHTS)
         _check(name, "input_activations", group.get("input_activations"), _INT8_ACTIVATIONS)
