@@ -48,32 +48,50 @@ VENTURI_INLINE void fetch_line(Ahead& ahead) {
     ahead.from += kLine;
 }
 
-// Calls `body(Rows, panel, Ahead)` for all of a thread's share, with `most` rows at most.
-template <typename Body>
-VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weights, int64_t bytes,
-                               int most, int thread, int threads, const Body& body) {
+// Panels of `bytes` bytes that stay in the cache together.
+VENTURI_INLINE int64_t block_panels(int64_t bytes) { return bytes < kBlock ? kBlock / bytes : 1; }
+
+// Calls `body(Rows, panel, Ahead)` for all of a thread's share, with `most` rows at most. A panel
+// lies at `where(panel)`, before the next one, and is multiplied as `bytes` bytes. Where panels are
+// used more than once, `prepare(first, end)` comes before all bodies of a block of them.
+template <typename Where, typename Prepare, typename Body>
+VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const Where& where, int64_t bytes,
+                               int most, int thread, int threads, const Prepare& prepare,
+                               const Body& body) {
     const Share mine = share(ceil_div(outs, kPanel), tiles(rows), thread, threads);
     const int parts = (int)ceil_div(tile(rows, 0).rows, most);
     const int64_t passes = parts * (mine.tiles.end - mine.tiles.begin);
-    const int64_t block = passes > 1 && bytes < kBlock ? kBlock / bytes : 1;
+    const int64_t block = passes > 1 ? block_panels(bytes) : 1, last = ceil_div(outs, kPanel);
     for (int64_t first = mine.panels.begin; first < mine.panels.end; first += block) {
         const int64_t end = first + block < mine.panels.end ? first + block : mine.panels.end;
+        if (passes > 1) prepare(first, end);
         for (int64_t pass = 0; pass < passes; ++pass) {
             const Tile at = tile(rows, mine.tiles.begin + pass / parts);
             const Range own = part(at.rows, (int)(pass % parts), parts);
             for (int64_t p = first; p < end; ++p) {
                 // A lone pass runs through memory and fetches what is some lines ahead. Else each
                 // pass fetches its part of the panel that comes `block` later.
-                const uint8_t* panel = weights + p * bytes;
-                Ahead ahead{panel + kDistance, 8};
+                const uint8_t* panel = where(p);
+                const int64_t stored = where(p + 1) - panel;
+                Ahead ahead{panel + kDistance, (int)ceil_div(8 * stored, bytes)};
                 if (passes > 1) {
-                    const int lines = (int)ceil_div(8, passes);
-                    ahead = {panel + block * bytes + pass * lines * (bytes / 8), lines};
+                    const int lines = (int)ceil_div(8 * stored, bytes * passes);
+                    const uint8_t* next = where(p + block < last ? p + block : last);
+                    ahead = {next + pass * lines * (bytes / 8), lines};
                 }
                 body(Rows{at, (int)own.begin, (int)(own.end - own.begin)}, p, ahead);
             }
         }
     }
+}
+
+// As above, for panels of `bytes` bytes from `weights` on.
+template <typename Body>
+VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weights, int64_t bytes,
+                               int most, int thread, int threads, const Body& body) {
+    each_block(
+        outs, rows, [=](int64_t panel) { return weights + panel * bytes; }, bytes, most, thread,
+        threads, [](int64_t, int64_t) {}, body);
 }
 
 // Tables of kernels by rows have no entries of their own for more rows than ever come at once.
