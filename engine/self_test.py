@@ -6,6 +6,7 @@ from engine.errors import ModelLoadError
 from engine.kernels import reference
 from engine.kernels.cpu.grouped import PackedGroupedLinear
 from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.cpu.sparse import PackedSparseLinear
 from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Split
 
 # Out-features that are compared: the reference is slow, and a broken kernel fails everywhere.
@@ -33,7 +34,14 @@ def check_linear(linear: Linear) -> None:
             )
 
 
-_Single = DenseLinear | Int4Linear | Int8Linear | PackedInt8Linear | PackedGroupedLinear
+_Single = (
+    DenseLinear
+    | Int4Linear
+    | Int8Linear
+    | PackedInt8Linear
+    | PackedGroupedLinear
+    | PackedSparseLinear
+)
 
 
 def _columns(linear: _Single) -> int:

@@ -1,5 +1,6 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from torch import Tensor
 from engine.errors import ModelLoadError
 from engine.formats import int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
+from engine.formats.int_quantized import Int8Weight
 from engine.layers.linear import (
     Linear,
+    SparseWeight,
     Split,
     Weight,
     WeightOnly,
@@ -21,10 +24,12 @@ from engine.layers.linear import (
     take_rows,
 )
 from engine.layers.norm import Norm, identity, make_norm
+from engine.layers.speed_gate import SpeedGate
 from engine.models.spec import Matrix, NormSpec
 from engine.types import LayerReport
 
 # Constants that older checkpoints carry along: causal masks and rotary frequencies.
+_MASK = ".weight_bitmask"
 _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))")
 
 
@@ -44,6 +49,8 @@ class WeightReader:
         self._read: set[str] = set()
         self._counts: dict[str, int] = {}
         self.activations = "float"
+        bytes_ = (math.prod(i.shape) for n, i in checkpoint.tensors.items() if n.endswith(_MASK))
+        self.gate = SpeedGate(8 * sum(bytes_))
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -67,7 +74,7 @@ class WeightReader:
             order_N = _by_part(matrix.interleaved, sizes)
             weights = [take_rows(weight, order_N) for weight in weights]
             bias_N = None if bias_N is None else bias_N[order_N]
-        linear = make_fused(weights, self._backend, bias_N)
+        linear = self.gate.choose(make_fused(weights, self._backend, bias_N))
         self.linears.append(linear)
         parts = linear.parts if isinstance(linear, Split) else (linear,) * len(modules)
         for (name, rows), part in zip(modules, parts, strict=True):
@@ -150,9 +157,9 @@ class WeightReader:
                 raise ValueError(f"weight_shape is not {[rows, columns]}")
             weight = sparse.unpack(tensors)
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
-        if self.activations == "int8" or not sparse.is_packed(tensors):
-            return weight
-        return WeightOnly(weight)
+        if self.activations == "float" and sparse.is_packed(tensors):
+            return WeightOnly(weight)
+        return SparseWeight(weight) if isinstance(weight, Int8Weight) else weight
 
     def _parts(self, name: str, suffixes: tuple[str, ...]) -> dict[str, Tensor]:
         """A module's tensors of these suffixes, where there are any."""

@@ -4,7 +4,7 @@ Shape letters: M rows, K in-features, N out-features, P panels of 32 out-feature
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -116,6 +116,13 @@ class PackedSparseLinear:
         )
         outs, columns = self.outs, self.columns
         return PackedInt8Linear(packed, scale_N, bias_N, outs, columns, self.kernels, weights)
+
+    def copy(self) -> "PackedSparseLinear":
+        """The same in other memory."""
+        records = aligned_empty(len(self.records)).copy_(self.records)
+        weights = Int8Weights.from_buffer_copy(self.weights)
+        weights.weights = address(records)
+        return replace(self, records=records, weights=weights)
 
     def _panels(self, first: int, count: int) -> Tensor:
         """uint8, as ``pack_int8`` has it."""
