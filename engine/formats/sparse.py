@@ -54,8 +54,7 @@ def pack(
     if structure == "2:4":
         tensors["weight_values"] = values.view(shape[0], -1)
     else:
-        counts_N = keep_NK.sum(1)
-        tensors["weight_row_offsets"] = torch.cat([counts_N.new_zeros(1), counts_N.cumsum(0)])
+        tensors["weight_row_offsets"] = _row_offsets(keep_NK)
     tensors["weight_shape"] = torch.tensor([*shape, bits], dtype=torch.int64)
     return tensors | pack_quantized.pack_grid(weight)
 
@@ -64,15 +63,13 @@ def unpack(tensors: dict[str, Tensor]) -> Int8Weight | GroupedWeight:
     """Inverse of ``pack``. Raises ``ValueError`` where the tensors do not belong together."""
     rows, columns, bits = _shape(tensors["weight_shape"])
     keep_NK = _from_bits(tensors["weight_bitmask"], rows, columns)
-    kept = int(keep_NK.sum())
-    offsets = tensors.get("weight_row_offsets")
+    begins, offsets = _row_offsets(keep_NK), tensors.get("weight_row_offsets")
+    kept = int(begins[-1])
     if offsets is None:
-        if columns % 4 or bool((keep_NK.unflatten(1, (-1, 4)).sum(2) != 2).any()):
+        if columns % 4 or bool((_count(keep_NK.unflatten(1, (-1, 4))) != 2).any()):
             raise ValueError("weight_bitmask does not keep two of four")
         wanted: tuple[int, ...] = (rows, kept * bits // 8 // rows)
     else:
-        counts_N = keep_NK.sum(1)
-        begins = torch.cat([counts_N.new_zeros(1), counts_N.cumsum(0)])
         if offsets.dtype != torch.int64 or not torch.equal(offsets, begins):
             raise ValueError("weight_row_offsets are not the sums of weight_bitmask")
         wanted = (-(-kept * bits // 8),)
@@ -83,7 +80,7 @@ def unpack(tensors: dict[str, Tensor]) -> Int8Weight | GroupedWeight:
     q_NK = torch.zeros(rows, columns, dtype=torch.int8)
     weight = pack_quantized.unpack_grid(q_NK, bits, tensors)
     weight.q_NK.copy_(_left_out(weight))
-    weight.q_NK[keep_NK] = values
+    weight.q_NK.masked_scatter_(keep_NK, values)
     return weight
 
 
@@ -119,11 +116,23 @@ def _two_of_four(keep_NK: Tensor) -> Tensor:
     if keep_NK.shape[1] % 4:
         raise ValueError(f"2:4 does not divide {keep_NK.shape[1]} in-features")
     keep = keep_NK.unflatten(1, (-1, 4))
-    missing = 2 - keep.sum(2, keepdim=True)
+    missing = 2 - _count(keep)[..., None]
     if bool((missing < 0).any()):
         raise ValueError("more than two of four are not 0")
     filled: Tensor = keep | ((~keep).cumsum(2) <= missing)
     return filled.flatten(1)
+
+
+def _count(keep: Tensor) -> Tensor:
+    """int32: along the last dimension."""
+    counts: Tensor = keep.contiguous().view(torch.uint8).sum(-1, dtype=torch.int32)
+    return counts
+
+
+def _row_offsets(keep_NK: Tensor) -> Tensor:
+    """int64 [N + 1]."""
+    counts_N = _count(keep_NK).long()
+    return torch.cat([counts_N.new_zeros(1), counts_N.cumsum(0)])
 
 
 def _to_bits(mask_NK: Tensor) -> Tensor:
