@@ -55,8 +55,8 @@ def speed_ups(linear: PackedSparseLinear, copies: int) -> dict[int, float]:
     """Rows -> speed over the same layer with its zeros.
 
     Both run through as many copies as the model has layers of their size, or as the caches cannot
-    hold; of each copy the fastest call counts, since what other processes take is no property of a
-    kernel.
+    hold. Of each copy the fastest call counts, and of the copies the median, since what other
+    processes take is no property of a kernel.
     """
     sparse = [linear, *(linear.copy() for _ in range(copies - 1))]
     dense = [linear.dense() for _ in range(copies)]
@@ -64,7 +64,7 @@ def speed_ups(linear: PackedSparseLinear, copies: int) -> dict[int, float]:
     for rows in LEAST:
         x_MK = torch.ones(rows, linear.columns)
         passes = [(_one_pass(dense, x_MK), _one_pass(sparse, x_MK)) for _ in range(_PASSES)]
-        whole, kept = (torch.tensor(times).amin(0).sum() for times in zip(*passes, strict=True))
+        whole, kept = (torch.tensor(times).amin(0).median() for times in zip(*passes, strict=True))
         found[rows] = float(whole / kept)
     return found
 
