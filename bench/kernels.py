@@ -2,7 +2,8 @@
 
 python -m bench.kernels [--quick] [--threads N] [--json FILE]
 
-GB/s of weights at one row; GOP/s (2 M N K) at more. Weights rotate over more than the caches
+GB/s of weights at one row; GOP/s (2 M N K) at more; zeros that are left out count as work, and not
+as bytes. Weights rotate over more than the caches
 hold. All kernels take turns within one run; the fastest of a kernel's turns counts, because the
 time that other processes take is no property of a kernel.
 """
@@ -26,14 +27,17 @@ from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel
 from engine.kernels.cpu.library import address, kernels
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.cpu.memory import aligned_empty
+from engine.kernels.cpu.sparse import PackedSparseLinear
 
 # (N, K) of a 1.1B Llama: gate and up, down, q, k and v, and a 0.4B one's down.
 SHAPES = ((11264, 2048), (2048, 5632), (2560, 2048), (896, 4864))
-ROWS = (1, 8, 32, 512)
+ROWS = (1, 2, 4, 8, 32, 512)
+DENSE, SPARSE = "w8a8", ("w8a8 50 %", "w8a8 2:4")
 CACHES = 96 << 20
 INT8_PEAK = ("torch _int_mm", 512)
 
 # One layer: x [M, K] -> out, and the bytes of its weights.
+Figures = dict[str, dict[int, float]]  # by name and rows
 Layer = tuple[Callable[[Tensor], object], int]
 
 
@@ -78,7 +82,18 @@ def random_int4(N: int, K: int, group: int) -> GroupedWeight:
     return GroupedWeight(q_NK, torch.rand(N, K // group).half(), None, group, 4)
 
 
-def native(layer: PackedInt8Linear | PackedGroupedLinear) -> Layer:
+def random_sparse(N: int, K: int, structure: str) -> Int8Weight:
+    """Half of the weights are 0."""
+    weight = random_int8(N, K)
+    if structure == "2:4":
+        order = torch.rand(N, K // 4, 4).argsort(2)
+        weight.q_NK.mul_((order < 2).flatten(1))
+    else:
+        weight.q_NK.mul_(torch.rand(N, K) < 0.5)
+    return weight
+
+
+def native(layer: PackedInt8Linear | PackedGroupedLinear | PackedSparseLinear) -> Layer:
     return layer, layer.nbytes
 
 
@@ -102,7 +117,9 @@ def torch_dynamic(N: int, K: int) -> Layer:
 
 
 KERNELS: dict[str, Callable[[int, int], Layer]] = {
-    "w8a8": lambda N, K: native(PackedInt8Linear.pack(random_int8(N, K))),
+    DENSE: lambda N, K: native(PackedInt8Linear.pack(random_int8(N, K))),
+    SPARSE[0]: lambda N, K: native(PackedSparseLinear.pack(random_sparse(N, K, "50 %"))),
+    SPARSE[1]: lambda N, K: native(PackedSparseLinear.pack(random_sparse(N, K, "2:4"))),
     "w4a8 g32": lambda N, K: native(PackedGroupedLinear.pack(random_int4(N, K, 32), "int8")),
     "w4a8 g128": lambda N, K: native(PackedGroupedLinear.pack(random_int4(N, K, 128), "int8")),
     "w8a16": lambda N, K: native(
@@ -115,15 +132,16 @@ KERNELS: dict[str, Callable[[int, int], Layer]] = {
 }
 
 
-def measure(shape: tuple[int, int], seconds: float) -> dict[str, dict[int, float]]:
-    """GB/s at one row and GOP/s at more, of each kernel."""
+def measure(shape: tuple[int, int], seconds: float) -> tuple[Figures, Figures]:
+    """GB/s at one row and GOP/s at more, of each kernel; the sparse ones' speed-ups."""
     N, K = shape
     layers: dict[str, list[Layer]] = {}
     for name, make in KERNELS.items():
         first = make(N, K)
         count = max(2, -(-CACHES // first[1]))
         layers[name] = [first, *(make(N, K) for _ in range(count - 1))]
-    results: dict[str, dict[int, float]] = {name: {} for name in KERNELS}
+    results: Figures = {name: {} for name in KERNELS}
+    speed_ups: Figures = {name: {} for name in SPARSE}
     for M in ROWS:
         x_MK, best, end = torch.randn(M, K), {name: Best() for name in KERNELS}, 0.0
         for turn in range(1_000_000):
@@ -136,10 +154,12 @@ def measure(shape: tuple[int, int], seconds: float) -> dict[str, dict[int, float
         for name, copies in layers.items():
             work = copies[0][1] if M == 1 else 2 * M * N * K
             results[name][M] = work / best[name].seconds / 1e9
-    return results
+        for name in SPARSE:
+            speed_ups[name][M] = best[DENSE].seconds / best[name].seconds
+    return results, speed_ups
 
 
-def table(shape: tuple[int, int], results: dict[str, dict[int, float]], dram: float) -> str:
+def table(shape: tuple[int, int], results: Figures, speed_ups: Figures, dram: float) -> str:
     """Figures, and in brackets the share of the DRAM bandwidth or of _int_mm at 512 rows."""
     peak = results[INT8_PEAK[0]][INT8_PEAK[1]]
     lines = [f"{shape[0]} x {shape[1]}", f"{'kernel':22}" + "".join(f"{M:>16}" for M in ROWS)]
@@ -149,6 +169,9 @@ def table(shape: tuple[int, int], results: dict[str, dict[int, float]], dram: fl
             share = figure / (dram if M == 1 else peak)
             cells += f"{figure:10.1f} {share:4.0%} "
         lines.append(f"{name:22}{cells}")
+    for name, by_rows in speed_ups.items():
+        ratios = "".join(f"{ratio:15.2f}x" for ratio in by_rows.values())
+        lines.append(f"{f'{name} / {DENSE}':22}{ratios}")
     return "\n".join(lines)
 
 
@@ -170,13 +193,16 @@ def main() -> None:
     }
     print(*(f"{name} {value}" for name, value in figures.items()), sep="\n")
     for shape in SHAPES[:1] if arguments.quick else SHAPES:
-        results = measure(shape, seconds)
+        results, speed_ups = measure(shape, seconds)
         dram = max(dram, read_gb_s(buffer, arguments.threads, 10))
-        print(f"DRAM read {dram:.1f} GB/s", table(shape, results, dram), sep="\n")
+        print(f"DRAM read {dram:.1f} GB/s", table(shape, results, speed_ups, dram), sep="\n")
         for name, by_rows in results.items():
             for M, figure in by_rows.items():
                 unit = "gb_s" if M == 1 else "gop_s"
                 figures[f"{name} {shape[0]}x{shape[1]} m{M} {unit}"] = figure
+        for name, by_rows in speed_ups.items():
+            for M, ratio in by_rows.items():
+                figures[f"{name} {shape[0]}x{shape[1]} m{M} speed_up"] = ratio
     figures["dram_read_gb_s"] = dram
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -26,11 +26,11 @@ from compress.memory import PeakMemory
 from compress.plan import Plan
 from compress.progress import Progress
 from compress.recipe import Recipe
-from compress.shards import ShardWriter, digest
+from compress.shards import ShardWriter
 from compress.sources import copied_names
 from compress.steps import linear_steps
 from compress.store import LayerStore
-from engine.blocks import Blocks
+from compress.written import try_out, verify
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.runtime import Runtime, to_json
 
@@ -88,26 +88,9 @@ class ArtefactWriter:
             shutil.copyfile(self._checkpoint.folder / name, self._folder / name)
 
     def verify(self) -> None:
-        """Re-opens what was written. Raises ``CompressError`` where a bit differs."""
-        written = Checkpoint.open(self._folder)
-        if written.tensors.keys() != self._shards.digests.keys():
-            raise CompressError(f"{self._folder} does not hold the tensors written: start again")
-        for name, wanted in self._shards.digests.items():
-            if digest(written.tensor(name)) != wanted:
-                raise CompressError(f"{name} was read back with other bits: check the disk")
-
-    def try_out(self) -> None:
-        """Runs a few tokens through the written model. Raises ``CompressError``.
-
-        Layer by layer, with the kernels that serve.
-        """
-        blocks = Blocks.open(Checkpoint.open(self._folder), self._job.recipe.activations)
-        length = min(8, blocks.spec.context_length, blocks.spec.vocabulary_size)
-        hidden = blocks.embed(torch.arange(length)[None])
-        for index in range(len(blocks.spec.layers)):
-            hidden = blocks.run(blocks.layer(index, {}), index, hidden)
-        if not bool(blocks.logits(hidden).isfinite().all()):
-            raise CompressError("the compressed model gives NaN or infinite logits: not published")
+        """Re-opens what was written, and runs it. Raises ``CompressError``."""
+        verify(self._folder, self._shards.digests)
+        try_out(self._folder, self._job.recipe.activations)
 
     def manifest(self, memory: PeakMemory) -> Manifest:
         """What was done; ``memory`` is the measurement of this run."""

@@ -25,7 +25,7 @@ from compress.steps import linear_steps
 from compress.store import LayerStore
 from compress.treatment import Treatment
 from engine.blocks import Blocks
-from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
 
 _IDS, _SPARSITIES = "calibration", "sparsities"
@@ -155,7 +155,9 @@ def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> 
     """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors."""
     found: dict[str, Tensor] = {}
     for module, tensors in store.modules(index).items():
-        if "weight_packed" in tensors:
+        if "weight_bitmask" in tensors:
+            found[f"{module}.weight"] = sparse.unpack(tensors).dequantize()
+        elif "weight_packed" in tensors:
             found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
         elif "weight_scale" in tensors:
             is_int8 = tensors["weight"].dtype == torch.int8

@@ -71,6 +71,22 @@ def compress_command(
         progress.done(_compress(model, recipe, out, cache_dir, progress))
 
 
+@click.command("export")
+@click.argument("artefact", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+def export_command(artefact: Path, out: Path) -> None:
+    """Write the sparse ARTEFACT with explicit zeros, for engines that do not know its format.
+
+    The new folder's path is the last line on stdout.
+    """
+    progress = make_progress("auto")
+    with _exit_codes(progress):
+        from compress.export import export
+
+        export(artefact, out, progress)
+    click.echo(out.resolve())
+
+
 @click.command("evaluate")
 @click.argument("artefact", type=click.Path(path_type=Path))
 @click.option(

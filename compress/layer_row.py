@@ -6,7 +6,7 @@ from torch import Tensor
 from compress.block import LinearResult
 from compress.manifest import LayerRow
 from compress.treatment import Treatment
-from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.float_quantized import Float8Weight
 from engine.formats.int_quantized import Int8Weight
 
@@ -23,6 +23,9 @@ def pack_linear(
         tensors = {"weight": dense.t().contiguous() if transposed else dense}
     elif isinstance(weight, Float8Weight):
         tensors = float_quantized.pack(weight, transposed=transposed)
+    elif treatment.sparse is not None:
+        packed = treatment.format != int_quantized.FORMAT
+        tensors = sparse.pack(weight, treatment.sparse, packed=packed)
     elif treatment.format == int_quantized.FORMAT:
         assert isinstance(weight, Int8Weight)
         tensors = int_quantized.pack(weight, transposed=transposed)
@@ -38,7 +41,7 @@ def pack_linear(
     row = LayerRow(
         name=name,
         storage=treatment.storage,
-        execution=treatment.execution + (" (dense)" if treatment.pruner else ""),
+        execution=treatment.execution,
         method="+".join(dict.fromkeys(one.type for one in treatment.modifiers)),
         bits=round(8 * nbytes / shape.numel(), 4),
         bytes=nbytes,

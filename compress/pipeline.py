@@ -91,7 +91,6 @@ def _publish(
             (folder / CALIBRATION_NAME).write_text(text + "\n", encoding="utf-8")
         progress.phase("verifying", str(folder))
         writer.verify()
-        writer.try_out()
         job.sources.check_unchanged()
         manifest = writer.manifest(memory)
         manifest.write(folder)

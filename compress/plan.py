@@ -13,9 +13,9 @@ from compress.methods import METHODS
 from compress.recipe import Modifier, Recipe
 from compress.targets import HEAD, select
 from compress.treatment import Treatment, combine
-from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint, TensorInfo
-from engine.formats.quant_config import MIXED
+from engine.formats.quant_config import overall_format
 from engine.models import model_spec
 from engine.models.spec import ModelSpec
 
@@ -149,17 +149,17 @@ def _quantization_config(
             groups.setdefault(repr(one.scheme_key), (one, []))[1].append(name)
     if not groups:
         return None
-    formats = {one.format for one, _ in groups.values()}
     whole = whole and len(groups) == 1
+    config_groups = {
+        f"group_{i}": _config_group(one, ["Linear"] if whole else names)
+        for i, (one, names) in enumerate(groups.values())
+    }
     return {
         "version": _LAYOUT_VERSION,
         "quant_method": "compressed-tensors",
-        "format": formats.pop() if len(formats) == 1 else MIXED,
+        "format": overall_format(config_groups),
         "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{i}": _config_group(one, ["Linear"] if whole else names)
-            for i, (one, names) in enumerate(groups.values())
-        },
+        "config_groups": config_groups,
         "ignore": list(ignore),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
@@ -170,13 +170,15 @@ def _quantization_config(
 
 def _config_group(treatment: Treatment, targets: list[str]) -> dict[str, object]:
     if treatment.format == int_quantized.FORMAT:
-        return int_quantized.config_group(targets)
-    if treatment.format == float_quantized.FORMAT:
-        return float_quantized.config_group(targets)
-    assert treatment.bits is not None
-    return pack_quantized.config_group(
-        targets, treatment.bits, treatment.group_size, symmetric=treatment.symmetric
-    )
+        group = int_quantized.config_group(targets)
+    elif treatment.format == float_quantized.FORMAT:
+        group = float_quantized.config_group(targets)
+    else:
+        assert treatment.bits is not None
+        group = pack_quantized.config_group(
+            targets, treatment.bits, treatment.group_size, symmetric=treatment.symmetric
+        )
+    return group if treatment.sparse is None else sparse.config_group(group, treatment.sparse)
 
 
 def _natural(name: str) -> list[str | int]:

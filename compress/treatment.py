@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from compress.errors import CompressError
 from compress.methods import METHODS
@@ -18,8 +18,9 @@ PACK_QUANTIZED = "pack-quantized"
 class Treatment:
     """Scalings, then pruning, then rounding; ``bits`` and ``format`` None: not rounded.
 
-    ``sparsity`` is that of this layer. ``fell_back``: groups do not divide the rows, which
-    have one scale and 8 bits instead.
+    ``sparsity`` is that of this layer; ``sparse`` is ``unstructured`` or ``2:4`` where zeros are
+    left out of the file, which is where that is smaller. ``fell_back``: groups do not divide the
+    rows, which have one scale and 8 bits instead.
     """
 
     scalings: tuple[Modifier, ...] = ()
@@ -31,6 +32,7 @@ class Treatment:
     symmetric: bool = True
     format: str | None = None
     fell_back: bool = False
+    sparse: Literal["unstructured", "2:4"] | None = None
 
     @property
     def modifiers(self) -> tuple[Modifier, ...]:
@@ -41,7 +43,7 @@ class Treatment:
     @property
     def scheme_key(self) -> tuple[object, ...]:
         """Equal for layers that are stored alike."""
-        return (self.format, self.bits, self.group_size, self.symmetric)
+        return (self.format, self.bits, self.group_size, self.symmetric, self.sparse)
 
     @property
     def storage(self) -> str:
@@ -49,7 +51,8 @@ class Treatment:
         if self.format is None:
             return "dense"
         where = f"in groups of {self.group_size}" if self.group_size else "per channel"
-        return f"{self.format} {self.bits} bit {where}"
+        dense = f"{self.format} {self.bits} bit {where}"
+        return dense if self.sparse is None else f"{dense}, {self.sparse} mask and kept values"
 
     @property
     def execution(self) -> str:
@@ -93,9 +96,10 @@ def combine(
         raise CompressError(f"{name}: awq scales before it rounds: prune without it")
     fields = {} if quantiser is None else _rounding(quantiser, columns)
     sparsity = None if pruner is None else _sparsity(name, pruner, columns, where)
+    sparse = None if pruner is None else _sparse(pruner, sparsity, fields.get("bits"), columns)
     return Treatment(
         scalings=tuple(scalings), pruner=pruner, sparsity=sparsity, quantiser=quantiser,
-        **fields,
+        sparse=sparse, **fields,
     )  # fmt: skip
 
 
@@ -112,6 +116,17 @@ def _rounding(quantiser: Modifier, columns: int) -> dict[str, Any]:
         "bits": bits, "format": PACK_QUANTIZED, "group_size": quantiser.group_size,
         "symmetric": bool(quantiser.symmetric),
     }  # fmt: skip
+
+
+def _sparse(
+    pruner: Modifier, share: float | None, bits: int | None, columns: int
+) -> Literal["unstructured", "2:4"] | None:
+    """How zeros are left out: where what is saved is more than the mask and row offsets take."""
+    if bits is None or share is None:
+        return None
+    if pruner.structure == "2:4":
+        return "2:4"
+    return "unstructured" if bits * share > 1 + 64 / columns else None
 
 
 def _sparsity(name: str, pruner: Modifier, columns: int, where: tuple[int, int]) -> float:

@@ -30,7 +30,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A decoder, its linear layers, and what the folder said of itself."""
+    """A decoder, its linear layers, and what the folder said of itself.
+
+    ``sparse``: what was measured of its sparse layers, see ``SpeedGate``.
+    """
 
     decoder: Decoder
     linears: tuple[Linear, ...]
@@ -38,6 +41,7 @@ class LoadedModel:
     runtime: Runtime
     format: str
     parameters: int
+    sparse: tuple[str, ...]
 
 
 def load(
@@ -68,8 +72,9 @@ def load(
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
     return LoadedModel(
-        decoder, tuple(reader.linears), tuple(reader.reports), runtime, kind, reader.parameters
-    )
+        decoder, tuple(reader.linears), tuple(reader.reports), runtime, kind, reader.parameters,
+        reader.gate.verdicts,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

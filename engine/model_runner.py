@@ -68,6 +68,8 @@ class ModelRunner:
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
             backend = resolve(config.kernels.backend)
+            if config.kernels.threads:
+                torch.set_num_threads(config.kernels.threads)  # sparse layers are timed at load
             model = load(
                 config.model_dir,
                 backend,
@@ -191,7 +193,7 @@ class ModelRunner:
 
     def _kernels(self, linears: list[Linear]) -> tuple[str, ...]:
         products = {f"{linear.storage}={linear.product}" for linear in linears}
-        return tuple(sorted({*products, f"attention={self._cache.kernel}"}))
+        return tuple(sorted({*products, *self._model.sparse, f"attention={self._cache.kernel}"}))
 
 
 def _default_threads(model: LoadedModel) -> int:

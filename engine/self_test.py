@@ -6,6 +6,7 @@ from engine.errors import ModelLoadError
 from engine.kernels import reference
 from engine.kernels.cpu.grouped import PackedGroupedLinear
 from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.cpu.sparse import PackedSparseLinear
 from engine.layers.float8 import Float8Linear
 from engine.layers.linear import DenseLinear, Int4Linear, Int8Linear, Linear, Reordered, Split
 
@@ -38,7 +39,13 @@ def check_linear(linear: Linear) -> None:
 
 
 _Single = (
-    DenseLinear | Float8Linear | Int4Linear | Int8Linear | PackedInt8Linear | PackedGroupedLinear
+    DenseLinear
+    | Float8Linear
+    | Int4Linear
+    | Int8Linear
+    | PackedInt8Linear
+    | PackedGroupedLinear
+    | PackedSparseLinear
 )
 
 

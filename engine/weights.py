@@ -1,5 +1,6 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.awq import AwqScheme
 from engine.formats.checkpoint import Checkpoint
 from engine.formats.gptq import GptqScheme
 from engine.formats.grouped import GroupedWeight
+from engine.formats.int_quantized import Int8Weight
 from engine.layers.linear import (
     Linear,
+    SparseWeight,
     Split,
     Weight,
     WeightOnly,
@@ -25,10 +28,12 @@ from engine.layers.linear import (
     take_rows,
 )
 from engine.layers.norm import Norm, identity, make_norm
+from engine.layers.speed_gate import SpeedGate
 from engine.models.spec import Matrix, NormSpec
 from engine.types import LayerReport
 
 # Constants that older checkpoints carry along: causal masks and rotary frequencies.
+_MASK = ".weight_bitmask"
 _BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|(attn|attention)\.(bias|masked_bias))")
 
 
@@ -52,6 +57,8 @@ class WeightReader:
         self.activations = "float"
         self.scheme: GptqScheme | AwqScheme | None = None
         self.int8_weights = False
+        bytes_ = (math.prod(i.shape) for n, i in checkpoint.tensors.items() if n.endswith(_MASK))
+        self.gate = SpeedGate(8 * sum(bytes_))
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -75,7 +82,7 @@ class WeightReader:
             order_N = _by_part(matrix.interleaved, sizes)
             weights = [take_rows(weight, order_N) for weight in weights]
             bias_N = None if bias_N is None else bias_N[order_N]
-        linear = make_fused(weights, self._backend, bias_N)
+        linear = self.gate.choose(make_fused(weights, self._backend, bias_N))
         self.linears.append(linear)
         parts = linear.parts if isinstance(linear, Split) else (linear,) * len(modules)
         for (name, rows), part in zip(modules, parts, strict=True):
@@ -129,6 +136,8 @@ class WeightReader:
             return self._packed(name, rows, columns)
         if f"{name}.qweight" in self._checkpoint.tensors:
             return self._by_scheme(name, rows, columns, bias=matrix.bias)
+        if f"{name}.weight_bitmask" in self._checkpoint.tensors:
+            return self._sparse(name, rows, columns)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
         if weight.dtype in (torch.int8, float_quantized.DTYPE):
             return self._by_bytes(name, weight, transposed=matrix.transposed)
@@ -177,6 +186,18 @@ class WeightReader:
                 raise ValueError("it has a bias that config.json does not ask for")
             self._checked(f"{name}.scales", tensors["scales"])
         return WeightOnly(weight, order_K)
+
+    def _sparse(self, name: str, rows: int, columns: int) -> Weight:
+        """A weight without its zeros; activations as for one with them."""
+        tensors = self._parts(name, sparse.SUFFIXES)
+        with self._broken(name):
+            if tensors["weight_shape"][:2].tolist() != [rows, columns]:
+                raise ValueError(f"weight_shape is not {[rows, columns]}")
+            weight = sparse.unpack(tensors)
+            self._checked(f"{name}.weight_scale", tensors["weight_scale"])
+        if self.activations == "float" and sparse.is_packed(tensors):
+            return WeightOnly(weight)
+        return SparseWeight(weight) if isinstance(weight, Int8Weight) else weight
 
     def _parts(self, name: str, suffixes: Sequence[str]) -> dict[str, Tensor]:
         """A module's tensors of these suffixes, where there are any."""

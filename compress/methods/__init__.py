@@ -31,7 +31,8 @@ METHODS = {
     "gptq": _entry("quantiser", version=2),
     "awq": _entry("scaling", "quantiser", version=2),
     "smoothquant": _entry("scaling"),
-    "magnitude": _entry("pruner"),
+    # 2: zeros of rounded weights are left out of the file.
+    "magnitude": _entry("pruner", version=2),
     "wanda": _entry("pruner", version=2),
     "sparsegpt": _entry("pruner", version=2),
 }

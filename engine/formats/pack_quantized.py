@@ -21,31 +21,43 @@ BITS = (4, 8)
 def pack(weight: GroupedWeight | Int8Weight) -> dict[str, Tensor]:
     """The layer's tensors, by their names after the module's name."""
     bits = 8 if isinstance(weight, Int8Weight) else weight.bits
-    scale_NG = weight.scale_N[:, None] if isinstance(weight, Int8Weight) else weight.scale_NG
-    tensors = {
+    return {
         "weight_packed": pack_rows(weight.q_NK, bits),
-        "weight_scale": scale_NG.contiguous(),
         "weight_shape": torch.tensor(weight.q_NK.shape, dtype=torch.int64),
+        **pack_grid(weight),
     }
-    if isinstance(weight, GroupedWeight) and weight.zero_NG is not None:
-        zero_GN = weight.zero_NG.t().contiguous()
-        tensors["weight_zero_point"] = pack_rows(zero_GN, bits).t().contiguous()
-    return tensors
 
 
 def unpack(tensors: dict[str, Tensor]) -> GroupedWeight | Int8Weight:
     """Inverse of ``pack``. Raises ``ValueError`` on other dtypes, shapes or bits."""
-    packed, scale_NG = tensors["weight_packed"], tensors["weight_scale"]
+    packed = tensors["weight_packed"]
     rows, columns = (int(size) for size in tensors["weight_shape"])
     bits = packed_bits(tuple(packed.shape), columns)
     if packed.dtype != torch.int32 or packed.ndim != 2 or packed.shape[0] != rows:
         raise ValueError(f"weight_packed is {packed.dtype} {list(packed.shape)}")
+    return unpack_grid(unpack_rows(packed, bits, columns), bits, tensors)
+
+
+def pack_grid(weight: GroupedWeight | Int8Weight) -> dict[str, Tensor]:
+    """Scales, and zero points where there are any."""
+    if isinstance(weight, Int8Weight):
+        return {"weight_scale": weight.scale_N[:, None].contiguous()}
+    tensors = {"weight_scale": weight.scale_NG.contiguous()}
+    if weight.zero_NG is not None:
+        zero_GN = weight.zero_NG.t().contiguous()
+        tensors["weight_zero_point"] = pack_rows(zero_GN, weight.bits).t().contiguous()
+    return tensors
+
+
+def unpack_grid(q_NK: Tensor, bits: int, tensors: dict[str, Tensor]) -> GroupedWeight | Int8Weight:
+    """``q_NK`` on the grid that ``pack_grid`` gave. Raises ``ValueError``, as ``unpack`` does."""
+    rows, columns = q_NK.shape
+    scale_NG, zeros = tensors["weight_scale"], tensors.get("weight_zero_point")
     if not scale_NG.is_floating_point() or scale_NG.ndim != 2 or scale_NG.shape[0] != rows:
         raise ValueError(f"weight_scale must be floating [N, G], not {list(scale_NG.shape)}")
     groups = scale_NG.shape[1]
     if not groups or columns % groups:
         raise ValueError(f"{groups} groups do not divide {columns} in-features")
-    q_NK, zeros = unpack_rows(packed, bits, columns), tensors.get("weight_zero_point")
     if bits == 8 and groups == 1 and zeros is None:
         return Int8Weight(q_NK, scale_NG[:, 0])
     if zeros is None:

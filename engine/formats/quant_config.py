@@ -4,10 +4,19 @@ Sources: compressed-tensors' configuration, versions 0.10 to 0.20; for GPTQ and 
 formats.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import ModelLoadError
-from engine.formats import REMEDY, awq, float_quantized, gptq, int_quantized, pack_quantized
+from engine.formats import (
+    REMEDY,
+    awq,
+    float_quantized,
+    gptq,
+    int_quantized,
+    pack_quantized,
+    sparse,
+)
 
 _INT8_WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
 _INT4_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
@@ -18,7 +27,13 @@ _FLOAT8_ACTIVATIONS = {**_INT8_ACTIVATIONS, "type": "float"}
 _PACKED_BITS = (4, 8)
 _PACKED_STRATEGIES = ("group", "channel")
 MIXED = "mixed-precision"
-_SERVED = (int_quantized.FORMAT, pack_quantized.FORMAT, float_quantized.FORMAT, MIXED)
+_SERVED = (
+    int_quantized.FORMAT,
+    pack_quantized.FORMAT,
+    float_quantized.FORMAT,
+    *sparse.FORMATS,
+    MIXED,
+)
 
 
 def checkpoint_format(config: dict[str, Any]) -> str:
@@ -75,8 +90,18 @@ def packed_scheme(config: dict[str, Any]) -> gptq.GptqScheme | awq.AwqScheme | N
     return None
 
 
+def overall_format(groups: Mapping[str, Mapping[str, object]]) -> str:
+    """``format`` of a ``quantization_config`` with these config_groups."""
+    formats = {str(group["format"]) for group in groups.values()}
+    return formats.pop() if len(formats) == 1 else MIXED
+
+
 def _check_group(name: str, group: dict[str, Any], kind: str) -> None:
     weights = group.get("weights")
+    if kind in sparse.FORMATS:
+        if group.get("sparsity") not in sparse.STRUCTURES:
+            raise ModelLoadError(f"quantization_config {name}.sparsity is not served")
+        kind = sparse.FORMATS[kind]
     if kind == int_quantized.FORMAT:
         by_group = isinstance(weights, dict) and weights.get("num_bits") == 4
         _check(name, "weights", weights, _INT4_WEIGHTS if by_group else _INT8_WEIGHTS)

@@ -16,6 +16,7 @@ from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
 from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes, whole_group
 from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.cpu.sparse import PackedSparseLinear
 from engine.kernels.torch_native import int8_product
 from engine.layers.float8 import Float8Linear
 
@@ -36,8 +37,15 @@ class WeightOnly:
         return 8 if isinstance(self.weight, Int8Weight) else self.weight.bits
 
 
+@dataclass(frozen=True, slots=True)
+class SparseWeight:
+    """An int8 weight of which so much is 0 that its zeros may be left out."""
+
+    weight: Int8Weight
+
+
 # A weight as it will be executed: floating point [N, K], or quantised.
-Weight = Tensor | Int8Weight | GroupedWeight | Float8Weight | WeightOnly
+Weight = Tensor | Int8Weight | GroupedWeight | Float8Weight | WeightOnly | SparseWeight
 
 
 class Linear(Protocol):
@@ -225,7 +233,7 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
             return PackedGroupedLinear.pack(weight, "int8", bias_N)
         run = kernel("int4_linear", backend)
         return Int4Linear(replace(weight, scale_NG=weight.scale_NG.float()), run, bias_N)
-    if isinstance(weight, Int8Weight):
+    if isinstance(weight, Int8Weight | SparseWeight):
         return _int8(weight, backend, bias_N)
     if isinstance(weight, Float8Weight):
         float8 = Float8Weight(weight.q_NK.contiguous(), weight.scale_N.float())
@@ -233,11 +241,13 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
     return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
 
 
-def _int8(weight: Int8Weight, backend: str, bias_N: Tensor | None) -> Linear:
+def _int8(weight: Int8Weight | SparseWeight, backend: str, bias_N: Tensor | None) -> Linear:
+    whole = weight.weight if isinstance(weight, SparseWeight) else weight
     if backend == "cpu":
-        return PackedInt8Linear.pack(weight, bias_N)
-    scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
-    return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
+        packed = PackedSparseLinear if isinstance(weight, SparseWeight) else PackedInt8Linear
+        return packed.pack(whole, bias_N)
+    scale_N, run = whole.scale_N.float(), kernel("int8_linear", backend)
+    return Int8Linear(whole.q_NK.contiguous(), scale_N, run, bias_N)
 
 
 def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Linear:
@@ -253,6 +263,9 @@ def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Lin
 
 def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = None) -> Linear:
     """One layer for several with the same input; their outputs, and biases, follow each other."""
+    if not all(isinstance(weight, SparseWeight) for weight in weights):
+        # One layer with zeros is faster than a sparse one and another.
+        weights = [w.weight if isinstance(w, SparseWeight) else w for w in weights]
     if len({_kind(weight) for weight in weights}) == 1:
         return make_linear(_joined(weights), backend, bias_N)
     biases: Sequence[Tensor | None] = [None] * len(weights)
@@ -264,7 +277,7 @@ def make_fused(weights: Sequence[Weight], backend: str, bias_N: Tensor | None = 
 
 def out_features(weight: Weight) -> int:
     """N of a weight [N, K]."""
-    stored = weight.weight if isinstance(weight, WeightOnly) else weight
+    stored = weight.weight if isinstance(weight, WeightOnly | SparseWeight) else weight
     return (stored if isinstance(stored, Tensor) else stored.q_NK).shape[0]
 
 
@@ -279,6 +292,8 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
             rows = take_rows(weight.weight, order_N)
             assert isinstance(rows, Int8Weight | GroupedWeight)
             return WeightOnly(rows, weight.order_K)
+        case SparseWeight(Int8Weight(q_NK, scale_N)):
+            return SparseWeight(Int8Weight(q_NK[order_N], scale_N[order_N]))
         case _:
             return weight[order_N]
 
@@ -301,6 +316,10 @@ def _joined(weights: Sequence[Weight]) -> Weight:
         joined = _joined([weight.weight for weight in only])
         assert isinstance(joined, Int8Weight | GroupedWeight)
         return WeightOnly(joined, only[0].order_K)
+    if sparse := [weight.weight for weight in weights if isinstance(weight, SparseWeight)]:
+        joined = _joined(sparse)
+        assert isinstance(joined, Int8Weight)
+        return SparseWeight(joined)
     if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
         scales = [weight.scale_N.float() for weight in int8]
         return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))

@@ -17,6 +17,7 @@ from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.cpu.memory import scratch
 from engine.kernels.cpu.norm import FUNCTIONS
 from engine.kernels.cpu.norm import Norm as NativeNorm
+from engine.kernels.cpu.sparse import PackedSparseLinear
 from engine.kv_cache import InterleavedInt8KvCache
 from engine.layers.attention import Step, alibi_slopes
 from engine.layers.decoder_layer import LayerFn, LayerWeights
@@ -100,7 +101,7 @@ class NativeLayer:
 
 
 def _matrix(linear: Linear) -> Matrix | None:
-    if isinstance(linear, PackedInt8Linear):
+    if isinstance(linear, PackedInt8Linear | PackedSparseLinear):
         return Matrix(int8=linear.weights)
     if isinstance(linear, PackedGroupedLinear) and linear.activations == "int8":
         return Matrix(grouped=linear.weights)

@@ -35,6 +35,8 @@ class Kernels:
     instruction_set: str
     library: ctypes.CDLL
     linear_int8: Entry = field(init=False, compare=False)
+    keep: Entry = field(init=False, compare=False)
+    expand: Entry = field(init=False, compare=False)
     linear_int4: Entry = field(init=False, compare=False)
     linear_float: Entry = field(init=False, compare=False)
     norm: Entry = field(init=False, compare=False)
@@ -94,6 +96,11 @@ def supported() -> tuple[str, ...]:
     """The instruction sets that this machine can run, the best one last."""
     bits = load().venturi_instruction_sets()
     return tuple(name for bit, name in enumerate(INSTRUCTION_SETS) if bits >> bit & 1)
+
+
+def expands() -> bool:
+    """Whether this processor can put zeros back in one instruction (AVX512-VBMI2)."""
+    return bool(load().venturi_expands())
 
 
 def address(tensor: Tensor) -> int:

@@ -39,6 +39,8 @@ class Int8Weights(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("outs", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("begins", ctypes.c_void_p),
+        ("expands", ctypes.c_int64),
     )
 
 
@@ -50,6 +52,7 @@ class LinearInt8Args(ctypes.Structure):
         ("activations", Activations),
         ("weights", Int8Weights),
         ("out", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
         ("threads", ctypes.c_int64),
     )
 
@@ -61,13 +64,13 @@ class PackedInt8Linear:
     Bit-equal to ``reference.int8_linear`` plus bias, whatever M, threads and instruction set.
     """
 
-    packed: Tensor  # uint8 [P, K / 4, 2, 16, 4], w + 128
+    packed: Tensor  # see pack_int8
     scale_N: Tensor  # float32, padded to whole panels; so is the bias
     bias_N: Tensor | None
     outs: int
     columns: int
     kernels: Kernels
-    _args: LinearInt8Args
+    weights: Int8Weights
     storage: str = "int8"
     execution: str = "int8 x int8"
 
@@ -77,24 +80,17 @@ class PackedInt8Linear:
     ) -> "PackedInt8Linear":
         """Packs a copy; ``weight`` may go. ``found`` None takes the best kernels."""
         outs, columns = weight.q_NK.shape
-        packed = _pack_int8(weight.q_NK)
+        packed = pack_int8(weight.q_NK)
         scale_N = whole_panels(weight.scale_N)
         bias_N = None if bias_N is None else whole_panels(bias_N)
-        args = LinearInt8Args()
-        args.weights = Int8Weights(
+        weights = Int8Weights(
             address(packed),
             address(scale_N),
             None if bias_N is None else address(bias_N),
             outs,
             columns,
         )
-        return cls(packed, scale_N, bias_N, outs, columns, found or kernels(), args)
-
-    @property
-    def weights(self) -> Int8Weights:
-        """For kernels that have this product among their phases."""
-        weights: Int8Weights = self._args.weights
-        return weights
+        return cls(packed, scale_N, bias_N, outs, columns, found or kernels(), weights)
 
     @property
     def product(self) -> str:
@@ -109,27 +105,12 @@ class PackedInt8Linear:
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         """See ``Linear``."""
-        x_MK = x_MK.contiguous()
-        M, K = x_MK.shape
-        assert self.columns == K
-        assert x_MK.dtype == torch.float32
-        out_MN = torch.empty(M, self.outs)
-        if M == 0:
-            return out_MN
-        # A copy, because two threads may use one layer.
-        args = LinearInt8Args.from_buffer_copy(self._args)
-        q, scale, sums = scratch(M * _padded(K), 4 * M, 4 * M)
-        args.activations = Activations(q, scale, sums, M, K, 0)
-        args.x, args.out, args.threads = address(x_MK), address(out_MN), torch.get_num_threads()
-        self.kernels.linear_int8(ctypes.byref(args))
-        return out_MN
+        return multiply_int8(x_MK, self.weights, self.kernels)
 
     def rows(self, ids_T: Tensor) -> Int8Weight:
         """Rows of the weight by out-feature, unpacked: int8 [T, K] and scales [T]."""
-        quads = self.packed.view(torch.int32).view(-1, _padded(self.columns) // 4, 2, 16)
-        half, lane = ids_T // 16 % 2, ids_T % 16
-        u_TK = quads[ids_T // PANEL, :, half, lane].view(torch.uint8)[:, : self.columns]
-        return Int8Weight((u_TK ^ 128).view(torch.int8), self.scale_N[ids_T])
+        q_TK = panel_rows(self.packed, ids_T, padded(self.columns))[:, : self.columns]
+        return Int8Weight(q_TK, self.scale_N[ids_T])
 
 
 def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
@@ -137,9 +118,36 @@ def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     return PackedInt8Linear.pack(Int8Weight(q_NK, scale_N))(x_MK)
 
 
-def _pack_int8(q_NK: Tensor) -> Tensor:
+def multiply_int8(x_MK: Tensor, weights: Int8Weights, found: Kernels, expanded: int = 0) -> Tensor:
+    """float32 [M, N]; ``expanded``: ``expanded_bytes`` of csrc/linear_int8.h."""
+    x_MK = x_MK.contiguous()
+    M, K = x_MK.shape
+    assert weights.columns == K
+    assert x_MK.dtype == torch.float32
+    out_MN = torch.empty(M, int(weights.outs))
+    if M == 0:
+        return out_MN
+    threads = torch.get_num_threads()
+    q, scale, sums, zeros = scratch(M * padded(K), 4 * M, 4 * M, threads * expanded)
+    activations = Activations(q, scale, sums, M, K, 0)
+    x, out = address(x_MK), address(out_MN)
+    args = LinearInt8Args(x, activations, weights, out, zeros, threads)
+    found.linear_int8(ctypes.byref(args))
+    return out_MN
+
+
+def panel_rows(packed: Tensor, ids_T: Tensor, width: int) -> Tensor:
+    """int8 [T, width]: rows, by out-feature, of uint8 panels of ``width`` columns."""
+    quads = packed.view(torch.int32).view(-1, width // 4, 2, 16)
+    half, lane = ids_T // 16 % 2, ids_T % 16
+    u_TK = quads[ids_T // PANEL, :, half, lane].view(torch.uint8)
+    return (u_TK ^ 128).view(torch.int8)
+
+
+def pack_int8(q_NK: Tensor) -> Tensor:
+    """int8 [N, K] as panels: uint8 [P, K / 4, 2, 16, 4], flat, w + 128."""
     N, K = q_NK.shape
-    padded_N, padded_K = -(-N // PANEL) * PANEL, _padded(K)
+    padded_N, padded_K = -(-N // PANEL) * PANEL, padded(K)
     if (padded_N, padded_K) != (N, K):
         whole = q_NK.new_zeros(padded_N, padded_K)
         whole[:N, :K] = q_NK
@@ -158,5 +166,6 @@ def whole_panels(values_N: Tensor) -> Tensor:
     return padded_N
 
 
-def _padded(columns: int) -> int:
+def padded(columns: int) -> int:
+    """Columns as panels have them."""
     return -(-columns // _UNIT) * _UNIT

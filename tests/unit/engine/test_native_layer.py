@@ -15,7 +15,7 @@ from engine.kernels.cpu.library import supported
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 from engine.layers.attention import AttentionWeights, Step
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
-from engine.layers.linear import Linear, make_linear
+from engine.layers.linear import Linear, SparseWeight, make_linear
 from engine.layers.mlp import MlpWeights
 from engine.layers.native_layer import NativeLayer
 from engine.layers.norm import Norm, identity, make_norm
@@ -106,6 +106,14 @@ def int8(weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
     return make_linear(Int8Weight(q_NK, scale_N), "cpu", bias_N)
 
 
+def sparse(weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+    """Every third weight is 0."""
+    scale_N = weight_NK.abs().amax(1) / 127
+    q_NK = (weight_NK / scale_N[:, None]).round().to(torch.int8)
+    q_NK.flatten()[::3] = 0
+    return make_linear(SparseWeight(Int8Weight(q_NK, scale_N)), "cpu", bias_N)
+
+
 def int4(weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
     columns = weight_NK.shape[1]
     scale_NG = weight_NK.abs().amax(1, keepdim=True).repeat(1, -(-columns // 32)) / 7
@@ -160,7 +168,9 @@ def assert_bit_equal(name: str, norms: tuple[bool, bool, bool], threads: tuple[i
     if spec.parallel:
         norms = (True, False, False)  # what families with parallel branches have
     rope_dim = 8 if name in ("partial rotary", "one head") else spec.head_dim
-    for seed, (make, bias) in enumerate(((int8, False), (int8, True), (int4, False))):
+    for seed, (make, bias) in enumerate(
+        ((int8, False), (int8, True), (int4, False), (sparse, True))
+    ):
         weights = Weights(seed, make).layer(spec, norms, bias)
         native = NativeLayer.make(spec, weights, 0, rope_dim)
         assert native is not None

@@ -49,47 +49,72 @@ VENTURI_INLINE void fetch_line(Ahead& ahead) {
     ahead.from += kLine;
 }
 
-// Calls `body(Rows, panel, Ahead)` for one block of panels, `most` rows at most at a time.
-template <typename Body>
-VENTURI_INLINE void one_block(Range panels, Range row_tiles, int64_t rows, const uint8_t* weights,
-                              int64_t bytes, int64_t block, int parts, const Body& body) {
-    const int64_t passes = parts * (row_tiles.end - row_tiles.begin);
+// Panels of `bytes` bytes that stay in the cache together.
+VENTURI_INLINE int64_t block_panels(int64_t bytes) { return bytes < kBlock ? kBlock / bytes : 1; }
+
+// What a product runs through. A panel lies at `where(panel)`, before the next one, and is
+// multiplied as `bytes` bytes.
+template <typename Where>
+struct Panels {
+    Where where;
+    int64_t bytes, count;
+};
+
+// Calls `body(Rows, panel, Ahead)` for one block of panels, with the rows in `parts` a tile.
+template <typename Where, typename Body>
+VENTURI_INLINE void one_block(const Panels<Where>& panels, Range range, Range row_tiles,
+                              int64_t rows, int parts, const Body& body) {
+    const int64_t block = range.end - range.begin, passes = parts * (row_tiles.end - row_tiles.begin);
     for (int64_t pass = 0; pass < passes; ++pass) {
         const Tile at = tile(rows, row_tiles.begin + pass / parts);
         const Range own = part(at.rows, (int)(pass % parts), parts);
-        for (int64_t p = panels.begin; p < panels.end; ++p) {
+        for (int64_t p = range.begin; p < range.end; ++p) {
             // A lone pass runs through memory and fetches what is some lines ahead. Else each
             // pass fetches its part of the panel that comes `block` later.
-            const uint8_t* panel = weights + p * bytes;
-            Ahead ahead{panel + kDistance, 8};
+            const uint8_t* panel = panels.where(p);
+            const int64_t stored = panels.where(p + 1) - panel;
+            Ahead ahead{panel + kDistance, (int)ceil_div(8 * stored, panels.bytes)};
             if (passes > 1) {
-                const int lines = (int)ceil_div(8, passes);
-                ahead = {panel + block * bytes + pass * lines * (bytes / 8), lines};
+                const int lines = (int)ceil_div(8 * stored, panels.bytes * passes);
+                const int64_t later = p + block < panels.count ? p + block : panels.count;
+                ahead = {panels.where(later) + pass * lines * (panels.bytes / 8), lines};
             }
             body(Rows{at, (int)own.begin, (int)(own.end - own.begin)}, p, ahead);
         }
     }
 }
 
-// Phase: calls `body(Rows, panel, Ahead)` for all panels and rows.
-template <typename Body>
-VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weights, int64_t bytes,
-                               int most, const Team& team, const Body& body) {
+// Phase: calls `body(Rows, panel, Ahead)` for all panels and rows, `most` rows at most at a time.
+// Where panels are used more than once, `prepare(first, end)` comes before all bodies of a block
+// of them.
+template <typename Where, typename Prepare, typename Body>
+VENTURI_INLINE void each_block(const Panels<Where>& panels, int64_t rows, int most, const Team& team,
+                               const Prepare& prepare, const Body& body) {
     const int parts = (int)ceil_div(tile(rows, 0).rows, most);
     for (int step = 0; step < team.threads; ++step) {
         const int owner = (team.thread + step) % team.threads;
-        const Share share = share_of(ceil_div(outs, kPanel), tiles(rows), owner, team.threads);
+        const Share share = share_of(panels.count, tiles(rows), owner, team.threads);
         const int64_t passes = parts * (share.tiles.end - share.tiles.begin);
         if (!passes) continue;
-        const int64_t bound = passes > 1 ? kBlock : kPiece;
-        const int64_t block = bytes < bound ? bound / bytes : 1;
+        const int64_t piece = panels.bytes < kPiece ? kPiece / panels.bytes : 1;
+        const int64_t block = passes > 1 ? block_panels(panels.bytes) : piece;
         for (;;) {
             const int64_t first = share.panels.begin + block * team.take(owner);
             if (first >= share.panels.end) break;
             const int64_t end = first + block < share.panels.end ? first + block : share.panels.end;
-            one_block({first, end}, share.tiles, rows, weights, bytes, block, parts, body);
+            if (passes > 1) prepare(first, end);
+            one_block(panels, {first, end}, share.tiles, rows, parts, body);
         }
     }
+}
+
+// As above, for panels of `bytes` bytes from `weights` on.
+template <typename Body>
+VENTURI_INLINE void each_block(int64_t outs, int64_t rows, const uint8_t* weights, int64_t bytes,
+                               int most, const Team& team, const Body& body) {
+    const auto where = [=](int64_t panel) { return weights + panel * bytes; };
+    const Panels<decltype(where)> panels{where, bytes, ceil_div(outs, kPanel)};
+    each_block(panels, rows, most, team, [](int64_t, int64_t) {}, body);
 }
 
 // Tables of kernels by rows have no entries of their own for more rows than ever come at once.

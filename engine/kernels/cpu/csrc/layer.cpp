@@ -12,6 +12,7 @@ struct Buffers {
     int8_t* q;        // of the activations that are multiplied next
     float* scale;
     int32_t* sums;
+    uint8_t* expanded;  // see `linear_int8`
     uint8_t* attention;
 };
 
@@ -48,9 +49,10 @@ static AttentionArgs attention_args(const LayerStep& s, const Buffers& b) {
 static int64_t lay_out(const LayerStep& s, uint8_t* base, Buffers& b) {
     const Layer& l = *s.layer;
     const Matrix* const all[] = {&l.qkv, &l.o, &l.up, &l.down};
-    int64_t width = 0, parts = 1, used = 0;
+    int64_t width = 0, parts = 1, expanded = 0, used = 0;
     for (const Matrix* m : all) {
         width = most(width, padded(ins(*m), group(*m)));
+        if (!m->grouped.records) expanded = most(expanded, expanded_bytes(m->int8));
         if (group(*m)) parts = most(parts, ceil_div(ins(*m), group(*m)));
     }
     const auto take = [&](int64_t bytes) {
@@ -67,6 +69,7 @@ static int64_t lay_out(const LayerStep& s, uint8_t* base, Buffers& b) {
     b.q = (int8_t*)take(s.tokens * width);
     b.scale = (float*)take(floats);
     b.sums = (int32_t*)take(floats * parts);
+    b.expanded = take(s.threads * expanded);
     b.attention = take(attention_scratch(attention_args(s, b)));
     return used;
 }
@@ -79,7 +82,7 @@ static void multiply(const LayerStep& s, const Buffers& b, const Matrix& m, floa
                      const Team& team) {
     const Activations a = activations(s, b, m);
     if (m.grouped.records) linear_int4(m.grouped, a, out, outs(m), team);
-    else linear_int8(m.int8, a, out, outs(m), team);
+    else linear_int8(m.int8, a, out, outs(m), b.expanded, team);
     team.barrier();
 }
 

@@ -19,6 +19,16 @@ static bool has_avx512() { return false; }
 // Of the sources that this was compiled from.
 EXPORT const char* venturi_source_hash() { return VENTURI_SOURCE_HASH; }
 
+// Whether this machine can run what is behind `kExpands`.
+EXPORT int venturi_expands() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vbmi2") != 0;
+#else
+    return 0;
+#endif
+}
+
 // Bit 0: portable, 1: avx2, 2: avx512; what this machine and its system can run.
 EXPORT int venturi_instruction_sets() {
 #if defined(__x86_64__)

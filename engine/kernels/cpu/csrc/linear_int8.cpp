@@ -9,15 +9,17 @@ struct LinearInt8Args {
     Activations activations;
     Int8Weights weights;
     float* out;  // [M, N]
+    uint8_t* scratch;  // of `linear_int8`
     int64_t threads;
 };
 
 VENTURI_EXPORT(venturi_linear_int8)(const LinearInt8Args* args) {
     const Activations& a = args->activations;
-    const int threads = paying_threads(args->threads, a.rows, args->weights.outs * a.columns);
+    const Int8Weights& w = args->weights;
+    const int threads = paying_threads(args->threads, a.rows, w.outs * a.columns);
     run_team(threads, [&](const Team& team) {
         quantize(args->x, a, team.thread, team.threads);
         team.barrier();
-        linear_int8(args->weights, a, args->out, args->weights.outs, team);
+        linear_int8(w, a, args->out, w.outs, args->scratch, team);
     });
 }

@@ -29,6 +29,8 @@
 //   dot2(acc, a, b)               acc + pairs(a, b)
 //   low_nibbles, high_nibbles     of each byte
 //   field<from, count>            bits `from` to `from + count` of each int32, as unsigned
+//   store_bytes
+//   kExpands, expand_native       whether there is an instruction for `expand` below, and it
 //   kRegisterRows                 rows whose 32 sums each fit the registers, 12 at most
 //   reduce_add, reduce_max        lanes i and i + 8 first, then i + 4, i + 2, i + 1
 #pragma once
@@ -55,6 +57,16 @@ namespace VENTURI_NAMESPACE {
 constexpr int kLanes = 16;
 
 VENTURI_INLINE F16 zero() { return splat(0.0f); }
+
+// Bytes from p on where a bit of the mask is set, in order, else 128; reads up to 64 bytes.
+template <bool kNative, typename Byte>
+VENTURI_INLINE B64 expand(uint64_t mask, const Byte* p) {
+    if constexpr (kNative) return expand_native(mask, p);
+    uint8_t line[64];
+    __builtin_memset(line, 128, sizeof line);
+    for (; mask; mask &= mask - 1) line[__builtin_ctzll(mask)] = *p++;
+    return load_bytes(line);
+}
 
 // e^x with a relative error of about 1e-7; x is clamped to [-87, 88], NaN stays NaN.
 // After Cephes: x = n ln 2 + r, a polynomial in r, and n added to the exponent.

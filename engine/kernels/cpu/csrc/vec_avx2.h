@@ -168,6 +168,12 @@ VENTURI_INLINE B64 high_nibbles(B64 a) {
     return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)});
 }
 
+VENTURI_INLINE void store_bytes(void* p, B64 v) {
+    _mm256_storeu_si256((__m256i*)p, v.lo);
+    _mm256_storeu_si256((__m256i*)((char*)p + 32), v.hi);
+}
+constexpr bool kExpands = false;
+
 VENTURI_INLINE float reduce_add(F16 a) {
     const __m256 b = _mm256_add_ps(a.lo, a.hi);
     __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

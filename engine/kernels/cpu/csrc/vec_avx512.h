@@ -107,6 +107,15 @@ VENTURI_INLINE B64 high_nibbles(B64 a) {
     return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
 
+VENTURI_INLINE void store_bytes(void* p, B64 v) { _mm512_storeu_si512(p, v.v); }
+// In assembly, because only some of these processors have it (VBMI2).
+constexpr bool kExpands = true;
+VENTURI_INLINE B64 expand_native(uint64_t mask, const uint8_t* p) {
+    B64 line = {_mm512_set1_epi8((char)128)};
+    asm("vpexpandb %2, %0%{%1%}" : "+v"(line.v) : "Yk"((__mmask64)mask), "v"(load_bytes(p).v));
+    return line;
+}
+
 VENTURI_INLINE float reduce_add(F16 a) {
     const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
     __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));

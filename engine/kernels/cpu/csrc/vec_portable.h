@@ -158,6 +158,9 @@ VENTURI_INLINE B64 high_nibbles(B64 a) {
     return a;
 }
 
+VENTURI_INLINE void store_bytes(void* p, B64 v) { __builtin_memcpy(p, v.v, 64); }
+constexpr bool kExpands = false;
+
 VENTURI_INLINE float reduce_add(F16 a) {
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
