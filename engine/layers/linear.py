@@ -320,12 +320,10 @@ def _joined(weights: Sequence[Weight]) -> Weight:
         joined = _joined(sparse)
         assert isinstance(joined, Int8Weight)
         return SparseWeight(joined)
-    if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
-        scales = [weight.scale_N.float() for weight in int8]
-        return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
-    if float8 := [weight for weight in weights if isinstance(weight, Float8Weight)]:
-        scales = [weight.scale_N.float() for weight in float8]
-        return Float8Weight(torch.cat([weight.q_NK for weight in float8]), torch.cat(scales))
+    if in_bytes := [weight for weight in weights if isinstance(weight, Int8Weight | Float8Weight)]:
+        scales = [weight.scale_N.float() for weight in in_bytes]
+        joined_NK = torch.cat([weight.q_NK for weight in in_bytes])
+        return replace(in_bytes[0], q_NK=joined_NK, scale_N=torch.cat(scales))
     if grouped := [weight for weight in weights if isinstance(weight, GroupedWeight)]:
         zeros = [weight.zero_NG for weight in grouped if weight.zero_NG is not None]
         return replace(
