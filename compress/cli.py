@@ -17,7 +17,7 @@ import click
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError, writing
 from compress.memory import rss_anon_bytes
-from compress.progress import PlainProgress, Progress, make_progress
+from compress.progress import Progress, make_progress
 from compress.recipe import resolve
 from engine.errors import ModelLoadError
 
@@ -66,6 +66,12 @@ def compress_command(
 @click.option(
     "--data", multiple=True, type=click.Path(path_type=Path), help="Text file; may be repeated."
 )
+@click.option(
+    "--task",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines of minimal pairs or multiple choice; may be repeated.",
+)
 @click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
 @click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
@@ -74,6 +80,7 @@ def evaluate_command(
     artefact: Path,
     original: Path,
     data: tuple[Path, ...],
+    task: tuple[Path, ...],
     documents: int | None,
     window: int,
     kv_dtype: str,
@@ -81,26 +88,28 @@ def evaluate_command(
 ) -> None:
     """Compare the folder ARTEFACT with its original on text.
 
-    Documents in a data file are separated by NUL; a file without NUL is cut into windows.
+    Documents in a data file are separated by NUL, or are the "text" of JSON lines; a text file of
+    a single document is cut into windows.
     """
-    with _exit_codes(PlainProgress()):
+    progress = make_progress("auto")
+    with _exit_codes(progress):
         if not data:
             raise CompressError("there is no text to evaluate on: name a file with --data")
         from rich.console import Console
-        from rich.progress import track
 
         from compress.evaluate import evaluate
         from compress.evaluation_table import make_table
+        from compress.gate.tasks import read_tasks
+        from compress.gate.text import read_files
 
-        screen = Console(stderr=True)
+        text = read_files(original, data, window=window, limit=documents)
         result = evaluate(
             artefact,
             original,
-            data,
-            window=window,
-            documents=documents,
+            text,
+            tasks=read_tasks(original, task),
             kv_dtype=kv_dtype,
-            watch=lambda windows: track(windows, "scoring", console=screen, transient=True),
+            progress=progress,
         )
         Console().print(make_table(result))
         if json_file is not None:

@@ -3,8 +3,8 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (hashing, waiting, planning, generating, compressing, verifying or
-           publishing), detail
+    phase  phase (hashing, waiting, planning, generating, compressing, verifying,
+           publishing or evaluating), detail
     layer  item, items, name, seconds_left
     done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes
     error  message
@@ -30,7 +30,7 @@ class Progress(Protocol):
         ...
 
     def layer(self, item: int, items: int, name: str, seconds_left: float) -> None:
-        """Layer ``item`` of ``items`` (from 1) is done."""
+        """Layer, document or question ``item`` of ``items`` (from 1) is done."""
         ...
 
     def done(self, result: Mapping[str, object]) -> None:
@@ -132,6 +132,8 @@ class BarProgress(PlainProgress):
             self._bar.add_task("", total=items)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=item, description=escape(name))
+        if item == items:
+            self._stop()
 
     def done(self, result: Mapping[str, object]) -> None:
         """See ``Progress``."""

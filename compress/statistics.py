@@ -8,17 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.figures import Interval, Quality
 from compress.gate.decision import Estimate
 from compress.gate.intervals import Floats, ratio_estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its 95 % bootstrap interval over documents."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +23,15 @@ class DocumentSums:
     kl: float
     flips: int
 
+    @property
+    def original_is_finite(self) -> bool:
+        """Whether the original's predictions are numbers."""
+        return math.isfinite(self.original_nll)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """``tokens`` counts predictions; ``kl`` is the mean of KL(original || artefact) in nats,
-    ``flips`` the share of predictions whose most likely token changed.
-    """
-
-    tokens: int
-    original_perplexity: float
-    artefact_perplexity: float
-    perplexity_ratio: Interval
-    kl: Interval
-    flips: Interval
+    @property
+    def finite(self) -> bool:
+        """Whether those of both are."""
+        return math.isfinite(self.kl) and math.isfinite(self.artefact_nll)
 
 
 def compare(original_TV: Tensor, artefact_TV: Tensor, ids_T: Tensor) -> DocumentSums:

@@ -89,6 +89,6 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 def _items_to_decide(estimate: Estimate, limit: float, effect: float) -> int | None:
     gap = abs(limit - estimate.value)
-    if gap < 1e-3 * effect:  # a million times the items: no number that anybody would use
+    if gap <= 1e-3 * effect:  # a million times the items: no number that anybody would use
         return None
     return max(estimate.items + 1, math.ceil(estimate.items * (effect / gap) ** 2))
