@@ -1,7 +1,7 @@
 """``venturi compress`` and ``venturi evaluate``; ``python -m compress`` is the former.
 
 Exit codes: 0 done, 2 something the user can mend (one line ``venturi: ...`` says what),
-130 interrupted.
+3 refused by the gate, 130 interrupted.
 """
 
 import json
@@ -9,19 +9,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError, writing
+from compress.gate.config import MODES, Mode
 from compress.memory import rss_anon_bytes
 from compress.progress import Progress, make_progress
-from compress.recipe import resolve
+from compress.recipe import Recipe, resolve
 from engine.errors import ModelLoadError
 
+if TYPE_CHECKING:
+    from compress.gate.judging import Judge
+    from compress.gate.report import Report
+
 USER_ERROR = 2
+REFUSED = 3
 INTERRUPTED = 130
 
 
@@ -44,8 +51,21 @@ INTERRUPTED = 130
     show_default=True,
     help="auto: a bar on a terminal, lines elsewhere; json: one event a line on stdout.",
 )
+@click.option("--gate", type=click.Choice(MODES), help="In place of the recipe's gate.mode.")
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["auto", "int8", "fp32"]),
+    default="auto",
+    help="KV cache that will serve, for the gate.",
+)
 def compress_command(
-    model: Path, recipe: str, out: Path | None, cache_dir: Path | None, mode: str
+    model: Path,
+    recipe: str,
+    out: Path | None,
+    cache_dir: Path | None,
+    mode: str,
+    gate: Mode | None,
+    kv_dtype: str,
 ) -> None:
     """Compress the Hugging Face folder MODEL.
 
@@ -55,7 +75,18 @@ def compress_command(
         raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
     progress = make_progress(mode)
     with _exit_codes(progress):
-        progress.done(_compress(model, recipe, out, cache_dir, progress))
+        start = time.perf_counter()
+        resolved = resolve(recipe)
+        if gate is not None:
+            resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
+        built = _build(resolved, model, out, cache_dir, progress)
+        report = None
+        if resolved.gate.mode != "off":
+            report = _judge(resolved, model, cache_dir, kv_dtype, progress).report(built.artefact)
+        seconds = round(time.perf_counter() - start, 3)
+        progress.done({**_done(built), "seconds": seconds, **_verdict(report)})
+    if report is not None and report.refused:
+        sys.exit(REFUSED)
 
 
 @click.command("evaluate")
@@ -129,27 +160,45 @@ def _exit_codes(progress: Progress) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def _compress(
-    model: Path, spec: str, out: Path | None, cache_dir: Path | None, progress: Progress
-) -> dict[str, object]:
-    """The fields of the ``done`` event."""
-    start = time.perf_counter()
-    recipe = resolve(spec)
+def _build(
+    recipe: Recipe, model: Path, out: Path | None, cache_dir: Path | None, progress: Progress
+) -> Built:
     if out is None:
-        built = compress_cached(recipe, model, cache_dir or default_cache_dir(), progress)
-    else:
-        from compress.pipeline import compress
+        return compress_cached(recipe, model, cache_dir or default_cache_dir(), progress)
+    from compress.pipeline import compress
 
-        manifest = compress(recipe, model, out, progress=progress)
-        built = Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+    manifest = compress(recipe, model, out, progress=progress)
+    return Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+
+
+def _judge(
+    recipe: Recipe, model: Path, cache_dir: Path | None, kv_dtype: str, progress: Progress
+) -> "Judge":
+    from compress.gate.judging import Judge
+
+    return Judge(
+        original=model,
+        gate=recipe.gate,
+        seed=recipe.seed,
+        kv_dtype=kv_dtype,
+        cache_dir=(cache_dir or default_cache_dir()).resolve(),
+        progress=progress,
+    )
+
+
+def _done(built: Built) -> dict[str, object]:
+    """Fields of the ``done`` event."""
     memory = rss_anon_bytes()
     return {
         "artefact": str(built.artefact),
         "key": built.key,
         "cached": built.cached,
-        "seconds": round(time.perf_counter() - start, 3),
         **{
             name: built.measured.get(name, memory)
             for name in ("peak_rss_anon_bytes", "baseline_rss_anon_bytes")
         },
     }
+
+
+def _verdict(report: "Report | None") -> dict[str, object]:
+    return {} if report is None else {"gate": report.event()}

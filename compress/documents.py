@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from compress.errors import CompressError
-from engine.formats.checkpoint import read_json
+from engine.client.files import read_optional_json
 
 _SEPARATOR = "\0"
 
@@ -76,7 +76,7 @@ def _text_of(file: Path, number: int, line: dict[str, Any]) -> str:
 
 def bos_ids(model_dir: Path) -> list[int]:
     """The token that texts begin with, where the model has one. Raises ``ModelLoadError``."""
-    bos = read_json(model_dir / "config.json").get("bos_token_id")
+    bos = read_optional_json(model_dir / "config.json").get("bos_token_id")
     return [bos] if isinstance(bos, int) else []
 
 

@@ -6,7 +6,9 @@ With ``--progress json`` stdout has one JSON object a line, each with ``event`` 
     phase  phase (hashing, waiting, planning, generating, compressing, verifying,
            publishing or evaluating), detail
     layer  item, items, name, seconds_left
-    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes
+    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes; gate
+           where there was one: mode, verdict, refused, line, data_sha256, tokens,
+           mean_kl_nats, perplexity, original_perplexity, restored
     error  message
 """
 
@@ -103,6 +105,9 @@ class PlainProgress:
         """See ``Progress``."""
         how = "found in the cache" if result["cached"] else "compressed"
         print(f"{how} in {result['seconds']} s", file=sys.stderr)
+        gate = result.get("gate")
+        if isinstance(gate, Mapping):
+            print(f"gate: {gate['line']}", file=sys.stderr)
         print(result["artefact"])
 
     def error(self, message: str) -> None:

@@ -76,6 +76,7 @@ class ServerConfig(BaseSettings):
     name: str = ""
     recipe: str = "w8a8"
     cache_dir: Path | None = None
+    gate: Literal["off", "warn", "enforce"] | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
     kv_dtype: Literal["auto", "int8", "fp32"] = "auto"
