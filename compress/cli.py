@@ -24,7 +24,6 @@ from compress.recipe import Recipe, resolve
 from engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from compress.gate.judging import Judge
     from compress.gate.report import Report
 
 USER_ERROR = 2
@@ -79,10 +78,11 @@ def compress_command(
         resolved = resolve(recipe)
         if gate is not None:
             resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
-        built = _build(resolved, model, out, cache_dir, progress)
         report = None
-        if resolved.gate.mode != "off":
-            report = _judge(resolved, model, cache_dir, kv_dtype, progress).report(built.artefact)
+        if resolved.gate.mode == "off":
+            built = _build(resolved, model, out, cache_dir, progress)
+        else:
+            built, report = _gated(resolved, model, out, cache_dir, kv_dtype, progress)
         seconds = round(time.perf_counter() - start, 3)
         progress.done({**_done(built), "seconds": seconds, **_verdict(report)})
     if report is not None and report.refused:
@@ -171,18 +171,27 @@ def _build(
     return Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
 
 
-def _judge(
-    recipe: Recipe, model: Path, cache_dir: Path | None, kv_dtype: str, progress: Progress
-) -> "Judge":
+def _gated(
+    recipe: Recipe,
+    model: Path,
+    out: Path | None,
+    cache_dir: Path | None,
+    kv_dtype: str,
+    progress: Progress,
+) -> "tuple[Built, Report]":
+    from compress.gate.flow import compress_and_judge
     from compress.gate.judging import Judge
 
-    return Judge(
+    judge = Judge(
         original=model,
         gate=recipe.gate,
         seed=recipe.seed,
         kv_dtype=kv_dtype,
         cache_dir=(cache_dir or default_cache_dir()).resolve(),
         progress=progress,
+    )
+    return compress_and_judge(
+        recipe, lambda one: _build(one, model, out, cache_dir, progress), judge
     )
 
 

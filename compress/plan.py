@@ -31,7 +31,7 @@ class Plan:
 
     ``transposed`` layers store their weight as [K, N]. ``head_weight`` is the module whose
     weight the head uses. ``order`` is the order in which tensors are read and written: layer
-    by layer. ``notes`` are lines for the user.
+    by layer. ``notes`` are lines for the user; ``weights`` counts those of each linear.
     """
 
     spec: ModelSpec
@@ -44,6 +44,7 @@ class Plan:
     out_bytes: int
     quantization_config: dict[str, object] | None
     notes: list[str]
+    weights: dict[str, int]
 
     @property
     def calibrated(self) -> bool:
@@ -107,6 +108,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
             for name, one in treatments.items()
             if one.fell_back
         ],
+        weights={name: math.prod(info.shape) for name, info in weights.items()},
     )
 
 

@@ -112,7 +112,9 @@ def _judge(result: Compression, serving: Serving) -> None:
     if gate.refused:
         serving.provenance = Provenance.from_folder(result.artefact)
         raise Refused(f"refused by the gate: {gate.line}")
-    if not gate.passed:
+    if gate.passed:
+        logger.info("the gate: %s", gate.line)
+    else:
         logger.warning("served although the gate says: %s", gate.line)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,10 +21,10 @@ from compress.figures import Evaluation
 from compress.gate import text as texts
 from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
-from compress.gate.report import Report, write_report
+from compress.gate.report import Report, Restored, write_report
 from compress.gate.tasks import read_tasks
 from compress.gate.text import EvaluationText
-from compress.gate.verdict import judge
+from compress.gate.verdict import KL, Verdict, judge, not_achievable
 from compress.progress import Progress
 from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
 from engine.client.files import read_optional_json
@@ -32,7 +32,28 @@ from engine.client.files import read_optional_json
 # Of what is measured and how text is generated.
 _METHOD_VERSION = 1
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-_REMEDY = "name a writable folder with --cache-dir"
+CACHE_REMEDY = "name a writable folder with --cache-dir"
+
+
+# Halves of text and questions; all of them where nothing may be restored.
+SELECTION: Literal[0] = 0
+CONFIRMATION: Literal[1] = 1
+Half = Literal[0, 1] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An evaluation, its key and what the limits make of it."""
+
+    key: str
+    evaluation: Evaluation
+    verdict: Verdict
+
+    @property
+    def tolerable(self) -> float:
+        """Share of the KL that may stay; 1 where it is not the KL that fails, or there is none."""
+        found = [check for check in self.verdict.checks if check.name == KL]
+        return min(1.0, found[0].limit / found[0].high) if found else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,44 +67,60 @@ class Judge:
     cache_dir: Path
     progress: Progress
 
-    def report(self, artefact: Path) -> Report:
+    def report(
+        self,
+        artefact: Path,
+        half: Half = None,
+        *,
+        restored: tuple[Restored, ...] = (),
+        kept_share: float = 1.0,
+        achievable: bool = True,
+    ) -> Report:
         """The verdict, which is also written beside the artefact.
 
         Raises ``CompressError`` or ``ModelLoadError``: data or a folder is not as needed.
         """
-        text = self.text(artefact)
-        key, evaluation = self.evaluation(artefact, text)
+        found = self.measure(artefact, half)
         report = Report(
-            key=key,
+            key=found.key,
             gate=self.gate,
-            verdict=judge(evaluation, self.gate),
-            evaluation=evaluation,
+            verdict=found.verdict if achievable else not_achievable(found.verdict),
+            evaluation=found.evaluation,
             engine=engine_identity(),
+            restored=restored,
+            kept_share=kept_share,
         )
         write_report(report, artefact)
         return report
 
+    def measure(self, artefact: Path, half: Half) -> Measured:
+        """What the limits make of a half of text and questions. Raises as ``report``."""
+        text = self.text(artefact)
+        key, evaluation = self.evaluation(artefact, text if half is None else text.half(half), half)
+        return Measured(key, evaluation, judge(evaluation, self.gate))
+
     def text(self, artefact: Path) -> EvaluationText:
         """The user's text, or what the original wrote, now or before."""
         window = min(self.gate.length, _context_length(self.original))
+        documents = self.gate.documents * (2 if self.gate.restore else 1)
         if self.gate.data:
             files = [Path(name) for name in self.gate.data]
-            return texts.read_files(self.original, files, window=window, limit=self.gate.documents)
+            return texts.read_files(self.original, files, window=window, limit=documents)
         calibration = _calibration(artefact)
         parts = {
             "method": _METHOD_VERSION,
             "original": hash_sources(self.original, self._memo()).hashes,
-            "gate": [self.gate.documents, window, self.seed],
+            "gate": [documents, window, self.seed],
             "calibration": calibration,
         }
         with self._entry("texts", parts) as (_, file):
             if (saved := texts.load(file)) is not None:
                 return saved
-            detail = f"{self.gate.documents} x {window} tokens to evaluate on"
+            detail = f"{documents} x {window} tokens to evaluate on"
             self.progress.phase("generating", detail)
             text = texts.generate_text(
                 self.original,
-                documents=self.gate.documents,
+                documents=documents,
                 window=window,
                 seed=self.seed,
                 avoid=calibration,
@@ -91,7 +128,9 @@ class Judge:
             texts.save(text, file)
             return text
 
-    def evaluation(self, artefact: Path, text: EvaluationText) -> tuple[str, Evaluation]:
+    def evaluation(
+        self, artefact: Path, text: EvaluationText, half: Half
+    ) -> tuple[str, Evaluation]:
         """What was measured, now or before, and its key."""
         memo = self._memo()
         parts = {
@@ -100,7 +139,7 @@ class Judge:
             "artefact": hash_sources(artefact, memo).hashes,
             "runtime": read_optional_json(artefact / MANIFEST_NAME).get("runtime"),
             "text": [text.sha256, text.window],
-            "tasks": _task_hashes(self.gate, memo),
+            "tasks": [_task_hashes(self.gate, memo), half],
             "kv_dtype": self.kv_dtype,
             "engine": engine_identity(),
         }
@@ -114,7 +153,7 @@ class Judge:
                     artefact,
                     self.original,
                     text,
-                    tasks=tasks,
+                    tasks=tasks if half is None else [task.half(half) for task in tasks],
                     kv_dtype=self.kv_dtype,
                     progress=self.progress,
                 )
@@ -129,7 +168,7 @@ class Judge:
         """(key, file) of a cache entry, locked: a second process waits and then finds it."""
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         folder = self.cache_dir / kind
-        with writing(folder, _REMEDY):
+        with writing(folder, CACHE_REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
             try:

@@ -54,7 +54,7 @@ class Report:
         """For people: one line."""
         text = f"{self.verdict.outcome.value}: {self.verdict.sentence}"
         if self.restored:
-            text += f"; {len(self.restored)} layers were restored"
+            text += f"; restored: {', '.join(one.name for one in self.restored)}"
         return text + (f"; {self.verdict.remedy}" if self.verdict.remedy else "")
 
     def event(self) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Task:
     name: str
     questions: tuple[Question, ...]
 
+    def half(self, which: int) -> "Task":
+        """Every second question: 0 for selection, 1 for confirmation."""
+        return Task(self.name, self.questions[which::2])
+
     @property
     def longest(self) -> int:
         """Tokens of the longest choice with its question."""

@@ -1,7 +1,7 @@
 """From an evaluation and limits to a verdict, with a sentence for people. No tensors."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compress.figures import Evaluation, TaskResult
 from compress.gate.config import Gate
@@ -58,6 +58,19 @@ def judge(evaluation: Evaluation, gate: Gate) -> Verdict:
     )
 
 
+def not_achievable(verdict: Verdict) -> Verdict:
+    """Of a recipe that did not pass with half of its weights restored."""
+    return replace(
+        verdict,
+        outcome=Outcome.FAIL,
+        sentence=(
+            "the recipe is not achievable: it does not pass even with half of its weights "
+            f"restored; {verdict.sentence}"
+        ),
+        remedy="take a recipe with more bits, or raise gate.max_kl or gate.max_drop",
+    )
+
+
 def _broken(evaluation: Evaluation) -> Verdict:
     return Verdict(
         outcome=Outcome.FAIL,
@@ -85,11 +98,7 @@ def _check_task(task: TaskResult, limit: float) -> Check:
         f"not gated: the original is right in {100 * task.original_accuracy:.1f} %, "
         f"which guessing ({100 * task.chance:.1f} %) may explain"
     )
-    return Check(
-        name=check.name, unit=check.unit, value=check.value, low=check.low, high=check.high,
-        limit=limit, items=check.items, outcome=None,
-        minimum_detectable_effect=check.minimum_detectable_effect, note=note,
-    )  # fmt: skip
+    return replace(check, outcome=None, items_to_decide=None, note=note)
 
 
 def _check(name: str, unit: str, estimate: Estimate, limit: float, decision: Decision) -> Check:
@@ -129,7 +138,7 @@ def _remedy(outcome: Outcome, checks: list[Check], evaluation: Evaluation) -> st
     if outcome is Outcome.FAIL:
         kl_failed = any(check.name == KL and check.outcome is outcome for check in checks)
         limit = "gate.max_kl" if kl_failed else "gate.max_drop"
-        return f"take a recipe with more bits, restore layers (gate.restore), or raise {limit}"
+        return f"take a recipe with more bits, set gate.restore, or raise {limit}"
     wanted = [check for check in checks if check.outcome is outcome]
     return "; ".join(_more(check, evaluation) for check in wanted)
 
