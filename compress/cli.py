@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError, writing
-from compress.gate.config import MODES, Mode
+from compress.gate.config import MODES, Gate, Mode
 from compress.memory import rss_anon_bytes
 from compress.progress import Progress, make_progress
 from compress.recipe import Recipe, resolve
+from compress.sources import MANIFEST_NAME
+from engine.client.files import read_optional_json
 from engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def compress_command(
 )
 @click.option(
     "--task",
+    "tasks",
     multiple=True,
     type=click.Path(path_type=Path),
     help="JSON lines of minimal pairs or multiple choice; may be repeated.",
@@ -106,46 +109,57 @@ def compress_command(
 @click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
 @click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Gate().max_kl,
+    show_default=True,
+    help="Limit of the KL in nats per token.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=Gate().max_drop,
+    show_default=True,
+    help="Limit of the accuracy lost on a task, as a share.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures there.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="Write an HTML page there.")
 def evaluate_command(
     artefact: Path,
     original: Path,
-    data: tuple[Path, ...],
-    task: tuple[Path, ...],
-    documents: int | None,
-    window: int,
-    kv_dtype: str,
+    max_kl: float,
+    max_drop: float,
     json_file: Path | None,
+    page: Path | None,
+    **options: Any,
 ) -> None:
-    """Compare the folder ARTEFACT with its original on text.
+    """Compare the folder ARTEFACT with its original, and judge what was lost.
 
     Documents in a data file are separated by NUL, or are the "text" of JSON lines; a text file of
-    a single document is cut into windows.
+    a single document is cut into windows. Without --data the original writes the text.
     """
     progress = make_progress("auto")
     with _exit_codes(progress):
-        if not data:
-            raise CompressError("there is no text to evaluate on: name a file with --data")
         from rich.console import Console
 
-        from compress.evaluate import evaluate
         from compress.evaluation_table import make_table
-        from compress.gate.tasks import read_tasks
-        from compress.gate.text import read_files
+        from compress.gate.evaluation_command import Asked, evaluate_folder
+        from compress.gate.page import make_page
 
-        text = read_files(original, data, window=window, limit=documents)
-        result = evaluate(
-            artefact,
-            original,
-            text,
-            tasks=read_tasks(original, task),
-            kv_dtype=kv_dtype,
-            progress=progress,
-        )
-        Console().print(make_table(result))
+        limits = Gate(max_kl=max_kl, max_drop=max_drop)
+        asked = Asked(artefact=artefact, original=original, limits=limits, **options)
+        report = evaluate_folder(asked, progress)
+        Console().print(make_table(report.evaluation))
+        print(report.line())
         if json_file is not None:
+            text = json.dumps(asdict(report.evaluation), indent=2) + "\n"
             with writing(json_file, "name another file with --json"):
-                json_file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+                json_file.write_text(text, encoding="utf-8")
+        if page is not None:
+            text = make_page(report, read_optional_json(artefact / MANIFEST_NAME))
+            with writing(page, "name another file with --report"):
+                page.write_text(text, encoding="utf-8")
 
 
 @contextmanager

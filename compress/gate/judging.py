@@ -106,7 +106,7 @@ class Judge:
         if self.gate.data:
             files = [Path(name) for name in self.gate.data]
             return texts.read_files(self.original, files, window=window, limit=documents)
-        calibration = _calibration(artefact)
+        calibration = calibration_ids(artefact)
         parts = {
             "method": _METHOD_VERSION,
             "original": hash_sources(self.original, self._memo()).hashes,
@@ -185,7 +185,7 @@ def _context_length(original: Path) -> int:
     return max(2, min(found, default=1 << 30))
 
 
-def _calibration(artefact: Path) -> list[list[int]]:
+def calibration_ids(artefact: Path) -> list[list[int]]:
     """Token ids of the calibration text, [] where there was none."""
     path = artefact / CALIBRATION_NAME
     if not path.exists():

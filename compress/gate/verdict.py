@@ -149,5 +149,5 @@ def _more(check: Check, evaluation: Evaluation) -> str:
         return f"no practical number of {what} decides: change the limit"
     needed = f"about {check.items_to_decide} {what} would decide (there were {check.items})"
     if check.name == KL and evaluation.data == (GENERATED,):
-        return f"{needed}: set gate.documents"
+        return f"{needed}: set gate.documents or --documents"
     return needed
