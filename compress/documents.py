@@ -39,7 +39,7 @@ def read_windows(
             if limit is not None and len(windows) >= limit:
                 return windows[:limit]
     if not windows:
-        raise CompressError("the data has no text to evaluate on: name other files with --data")
+        raise CompressError("the data has no text to evaluate on: name other files")
     return windows
 
 

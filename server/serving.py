@@ -13,8 +13,6 @@ from server.quality import GateResult
 from venturi.v1 import admin_pb2 as pb
 
 _RETRY_AFTER_S = 1.0
-# Another replica may serve; this one will not.
-_RETRY_REFUSED_S = 30.0
 _ABORT_S = 1.0
 ENDED = (pb.PHASE_READY, pb.PHASE_FAILED)
 
@@ -70,7 +68,8 @@ class Serving:
         self.find(model)
         if self._generator is None or not self.ready:
             if self.gate is not None and self.gate.refused:
-                raise EngineUnavailable(f"refused by the gate: {self.gate.line}", _RETRY_REFUSED_S)
+                # Another replica may serve, and soon; this one will not.
+                raise EngineUnavailable(f"refused by the gate: {self.gate.line}", _RETRY_AFTER_S)
             phase = pb.Phase.Name(self._progress.phase).removeprefix("PHASE_").lower()
             retry = _RETRY_AFTER_S if self.engine is None else self.engine.retry_after_s
             raise EngineUnavailable(f"the service is {phase}", retry)

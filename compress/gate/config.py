@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["off", "warn", "enforce"]
+# Of fewer a bootstrap knows nothing.
+FEWEST_DOCUMENTS = 8
 MODES: tuple[Mode, ...] = ("off", "warn", "enforce")
 
 

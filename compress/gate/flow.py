@@ -40,6 +40,7 @@ def compress_and_judge(recipe: Recipe, build: Build, judge: Judge) -> tuple[Buil
 
     Raises ``CompressError`` or ``ModelLoadError``: a model or data is not as needed.
     """
+    judge.check_data()
     built = build(recipe)
     if not judge.gate.restore:
         return built, judge.report(built.artefact)

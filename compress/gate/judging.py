@@ -67,6 +67,13 @@ class Judge:
     cache_dir: Path
     progress: Progress
 
+    def check_data(self) -> None:
+        """Reads the user's files before the work. Raises ``CompressError``."""
+        if self.gate.data:
+            files = [Path(name) for name in self.gate.data]
+            texts.read_files(self.original, files, window=self.gate.length, limit=1)
+        read_tasks(self.original, [Path(name) for name in self.gate.tasks])
+
     def report(
         self,
         artefact: Path,

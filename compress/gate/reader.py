@@ -5,11 +5,10 @@ from typing import Any, cast
 
 from yaml.nodes import Node, SequenceNode
 
-from compress.gate.config import MODES, Gate, Mode
+from compress.gate.config import FEWEST_DOCUMENTS, MODES, Gate, Mode
 from compress.recipe_nodes import RecipeNodes
 
 _KEYS = tuple(Gate.__dataclass_fields__)
-_FEWEST_DOCUMENTS = 8
 
 
 def read_gate(nodes: RecipeNodes, node: Node | None) -> Gate:
@@ -34,8 +33,8 @@ def read_gate(nodes: RecipeNodes, node: Node | None) -> Gate:
     mode = "off"
     if "mode" in fields:
         mode = nodes.choice(fields["mode"], "gate.mode", MODES)
-    if found.get("documents", _FEWEST_DOCUMENTS) < _FEWEST_DOCUMENTS:
-        nodes.fail(fields["documents"], f"gate.documents must be at least {_FEWEST_DOCUMENTS}")
+    if found.get("documents", FEWEST_DOCUMENTS) < FEWEST_DOCUMENTS:
+        nodes.fail(fields["documents"], f"gate.documents must be at least {FEWEST_DOCUMENTS}")
     if found.get("length", 2) < 2:
         nodes.fail(fields["length"], "gate.length must be at least 2: one token predicts nothing")
     return Gate(mode=cast(Mode, mode), **found)

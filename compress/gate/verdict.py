@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from compress.figures import Evaluation, TaskResult
-from compress.gate.config import Gate
+from compress.gate.config import FEWEST_DOCUMENTS, Gate
 from compress.gate.decision import Decision, Estimate, Outcome, decide, near_chance, worst
 from compress.gate.paired import drop_estimate
 from compress.gate.text import GENERATED
@@ -84,8 +84,11 @@ def _broken(evaluation: Evaluation) -> Verdict:
 
 
 def _check_kl(estimate: Estimate, limit: float) -> Check:
-    unit = "nats per token"
-    return _check(KL, unit, estimate, limit, decide(estimate, limit))
+    decision = decide(estimate, limit)
+    if estimate.items < FEWEST_DOCUMENTS:  # their interval means nothing
+        effect = decision.minimum_detectable_effect
+        decision = Decision(Outcome.INCONCLUSIVE, effect, FEWEST_DOCUMENTS)
+    return _check(KL, "nats per token", estimate, limit, decision)
 
 
 def _check_task(task: TaskResult, limit: float) -> Check:

@@ -98,6 +98,13 @@ def test_an_undecided_check_says_what_would_decide() -> None:
     assert "gate.documents" in verdict.remedy
 
 
+def test_few_documents_decide_nothing() -> None:
+    few = replace(kl(1e-6, 0.0), items=7)
+    verdict = judge(evaluation(few), Gate())
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "about 8 documents would decide (there were 7)" in verdict.remedy
+
+
 def with_tokenizer(folder: Path) -> Path:
     vocabulary = {word: i + 1 for i, word in enumerate(WORDS)} | {"<bos>": 0, "?": 9}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="?"))

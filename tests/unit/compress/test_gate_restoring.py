@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from compress.cache import Built, compress_cached
+from compress.errors import CompressError
 from compress.gate.config import Gate
 from compress.gate.decision import Outcome
 from compress.gate.flow import compress_and_judge
@@ -140,6 +141,19 @@ def test_a_sabotaged_artefact_is_restored(mini: Path, tmp_path: Path) -> None:
     shutil.rmtree(requested)
     built, report = compress_and_judge(recipe, build, judge)
     assert (built.artefact, report.restored) == (requested, ())
+
+
+def test_data_is_read_before_the_work(mini: Path, tmp_path: Path) -> None:
+    judge = Judge(
+        original=mini,
+        gate=Gate(mode="enforce", tasks=(str(tmp_path / "nowhere.jsonl"),)),
+        seed=0,
+        kv_dtype="auto",
+        cache_dir=tmp_path,
+        progress=NoProgress(),
+    )
+    with pytest.raises(CompressError, match=r"nowhere\.jsonl cannot be read"):
+        compress_and_judge(resolve("w8a8"), lambda one: pytest.fail("compressed"), judge)
 
 
 def test_a_recipe_that_cannot_pass_fails(mini: Path, tmp_path: Path) -> None:
