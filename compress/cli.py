@@ -109,6 +109,7 @@ def compress_command(
 @click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
 @click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
+@click.option("--speed", is_flag=True, help="Measure generating at batch 1, 8 and 32 too.")
 @click.option(
     "--max-kl",
     type=click.FloatRange(min=0, min_open=True),

@@ -36,6 +36,13 @@ def make_table(result: Evaluation) -> Table:
         f"{artefact.tokens_per_second:.0f}",
         f"x {artefact.tokens_per_second / original.tokens_per_second:.2f}",
     )
+    for one in result.speed:
+        table.add_row(
+            f"generating, batch {one.batch}, tokens/s",
+            f"{one.original:.0f}",
+            f"{one.artefact:.0f}",
+            f"x {one.ratio:.2f}",
+        )
     return table
 
 

@@ -67,11 +67,25 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Tokens per second of generating ``batch`` sequences at a time."""
+
+    batch: int
+    original: float
+    artefact: float
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 the artefact is faster."""
+        return self.artefact / self.original
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """``data`` names the text, ``window`` is in tokens, ``documents`` counts what was used.
 
     On ``broken`` documents the artefact gave NaN or infinite logits; ``quality`` and ``kl`` are
-    None then, for nothing can be said of their size.
+    None then, for nothing can be said of their size. ``speed`` is empty where not measured.
     """
 
     original: Side
@@ -84,3 +98,9 @@ class Evaluation:
     quality: Quality | None
     kl: Estimate | None
     tasks: tuple[TaskResult, ...] = ()
+    speed: tuple[Speed, ...] = ()
+
+    @property
+    def slower(self) -> bool:
+        """Whether the artefact was slower in every regime that was measured."""
+        return bool(self.speed) and all(one.ratio < 1 for one in self.speed)

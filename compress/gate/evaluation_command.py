@@ -1,6 +1,6 @@
 """``venturi evaluate``: one artefact, judged without a cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.evaluate import evaluate
@@ -8,6 +8,7 @@ from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
 from compress.gate.judging import calibration_ids
 from compress.gate.report import Report
+from compress.gate.speed import measure_speed
 from compress.gate.tasks import read_tasks
 from compress.gate.text import EvaluationText, generate_text, read_files
 from compress.gate.verdict import judge
@@ -18,7 +19,7 @@ from compress.progress import Progress
 class Asked:
     """What is asked of an artefact; ``data`` () lets the original write the text.
 
-    ``documents`` None uses all of the data.
+    ``documents`` None uses all of the data; ``speed`` measures generating too.
     """
 
     artefact: Path
@@ -29,6 +30,7 @@ class Asked:
     documents: int | None = None
     window: int = 256
     kv_dtype: str = "auto"
+    speed: bool = False
 
 
 def evaluate_folder(asked: Asked, progress: Progress) -> Report:
@@ -42,6 +44,9 @@ def evaluate_folder(asked: Asked, progress: Progress) -> Report:
         kv_dtype=asked.kv_dtype,
         progress=progress,
     )
+    if asked.speed:
+        speed = measure_speed(asked.original, asked.artefact, asked.kv_dtype, progress)
+        evaluation = replace(evaluation, speed=speed)
     return Report(
         key="",
         gate=asked.limits,

@@ -109,8 +109,23 @@ def _gains(found: Evaluation, manifest: Mapping[str, Any]) -> str:
         f'<div class="card"><strong>{escape(big)}</strong>{escape(small)}</div>'
         for big, small in cards
     )
-    note = "Speed of generating is not measured here; <code>make bench</code> measures it."
-    return f'<div class="cards">{inner}</div><p class="quiet">{note}</p>'
+    return f'<div class="cards">{inner}</div>{_speeds(found)}'
+
+
+def _speeds(found: Evaluation) -> str:
+    if not found.speed:
+        how = "venturi evaluate --speed"
+        return f'<p class="quiet">Generating was not timed; <code>{how}</code> does.</p>'
+    cells = [
+        f"<td>{one.batch}</td><td class=n>{one.original:,.0f}</td>"
+        f"<td class=n>{one.artefact:,.0f}</td><td class=n>x {one.ratio:.2f}</td>"
+        for one in found.speed
+    ]
+    head = (
+        "<th>sequences at a time</th><th class=n>original, tokens a second</th>"
+        "<th class=n>compressed</th><th class=n>ratio</th>"
+    )
+    return f'<p class="quiet">Generating, on this machine:</p>{_table(head, cells)}'
 
 
 def _losses(report: Report) -> str:

@@ -52,7 +52,7 @@ def judge(evaluation: Evaluation, gate: Gate) -> Verdict:
     sentences = [_sentence(check) for check in checks if check.outcome is outcome]
     return Verdict(
         outcome=outcome,
-        sentence="; ".join(sentences),
+        sentence="; ".join([*sentences, *_speed(evaluation)]),
         remedy=_remedy(outcome, checks, evaluation),
         checks=tuple(checks),
     )
@@ -133,6 +133,14 @@ def _figure(check: Check, value: float) -> str:
         return f"{100 * value:.2f} %"
     digits = max(2, 2 - math.floor(math.log10(abs(value)))) if value else 2
     return f"{max(0.0, value):.{min(digits, 6)}f}"
+
+
+def _speed(evaluation: Evaluation) -> list[str]:
+    """A flag: it is no reason to refuse, for memory may be what is wanted."""
+    if not evaluation.slower:
+        return []
+    best = max(one.ratio for one in evaluation.speed)
+    return [f"it generates slower than the original at every batch size (x {best:.2f} at best)"]
 
 
 def _remedy(outcome: Outcome, checks: list[Check], evaluation: Evaluation) -> str:

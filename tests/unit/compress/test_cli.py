@@ -102,12 +102,17 @@ def test_evaluate_writes_a_page(mini: Path, tmp_path: Path) -> None:
     compress("w8a8", mini, tmp_path / "out")
     arguments = [tmp_path / "out", "--against", mini, "--documents", 8, "--window", 24]
     page = tmp_path / "page.html"
-    done = CliRunner().invoke(evaluate_command, [*map(str, arguments), "--report", str(page)])
+    done = CliRunner().invoke(
+        evaluate_command, [*map(str, arguments), "--speed", "--report", str(page)]
+    )
     assert done.exit_code == 0, done.output
+    for batch in (1, 8, 32):
+        assert f"generating, batch {batch}" in done.stdout
     assert "pass: KL to the original is 0.000" in done.stdout
     text = page.read_text()
     assert "Passed: the compressed model is close enough" in text
     assert "model.layers.5.mlp.down_proj" in text
+    assert "sequences at a time" in text
     assert not re.search(r"(?:src|href)=|<script|@import|url\(", text)
     html = HTMLParser()
     html.feed(text)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import compress
 from compress.errors import CompressError
-from compress.figures import Evaluation, Interval, Quality, Side, TaskResult
+from compress.figures import Evaluation, Interval, Quality, Side, Speed, TaskResult
 from compress.gate import text as texts
 from compress.gate.answers import is_right, log_likelihood
 from compress.gate.config import Gate
@@ -103,6 +103,15 @@ def test_few_documents_decide_nothing() -> None:
     verdict = judge(evaluation(few), Gate())
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "about 8 documents would decide (there were 7)" in verdict.remedy
+
+
+def test_what_is_slower_everywhere_is_flagged() -> None:
+    speed = tuple(Speed(batch=batch, original=10.0, artefact=9.0) for batch in (1, 8, 32))
+    verdict = judge(replace(evaluation(LOW), speed=speed), Gate())
+    assert verdict.outcome is Outcome.PASS
+    assert "slower than the original at every batch size (x 0.90 at best)" in verdict.sentence
+    faster = (*speed[:2], Speed(batch=32, original=10.0, artefact=11.0))
+    assert "slower" not in judge(replace(evaluation(LOW), speed=faster), Gate()).sentence
 
 
 def with_tokenizer(folder: Path) -> Path:
