@@ -23,6 +23,12 @@ gate: {mode: enforce, max_kl: 0.001, documents: 8, length: 32}
 Health = health_pb2.HealthCheckResponse
 
 
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of these tests' own: others count the artefacts in theirs."""
+    return tmp_path_factory.mktemp("gate-cache")
+
+
 @pytest.fixture
 def strict(tmp_path: Path) -> Path:
     """A recipe that loses more than it allows."""
