@@ -1,7 +1,7 @@
 """``venturi compress`` and ``venturi evaluate``; ``python -m compress`` is the former.
 
 Exit codes: 0 done, 2 something the user can mend (one line ``venturi: ...`` says what),
-130 interrupted.
+3 refused by the gate, 130 interrupted.
 """
 
 import json
@@ -9,19 +9,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError, writing
+from compress.gate.config import MODES, Gate, Mode
 from compress.memory import rss_anon_bytes
-from compress.progress import PlainProgress, Progress, make_progress
-from compress.recipe import resolve
+from compress.progress import Progress, make_progress
+from compress.recipe import Recipe, resolve
+from compress.sources import MANIFEST_NAME
+from engine.client.files import read_optional_json
 from engine.errors import ModelLoadError
 
+if TYPE_CHECKING:
+    from compress.gate.report import Report
+
 USER_ERROR = 2
+REFUSED = 3
 INTERRUPTED = 130
 
 
@@ -47,6 +55,13 @@ INTERRUPTED = 130
     show_default=True,
     help="auto: a bar on a terminal, lines elsewhere; json: one event a line on stdout.",
 )
+@click.option("--gate", type=click.Choice(MODES), help="In place of the recipe's gate.mode.")
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["auto", "int8", "fp32"]),
+    default="auto",
+    help="KV cache that will serve, for the gate.",
+)
 def compress_command(
     model: Path,
     recipe: str,
@@ -54,6 +69,8 @@ def compress_command(
     cache_dir: Path | None,
     refuse_slow: bool,
     mode: str,
+    gate: Mode | None,
+    kv_dtype: str,
 ) -> None:
     """Compress the Hugging Face folder MODEL.
 
@@ -63,12 +80,24 @@ def compress_command(
         raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
     progress = make_progress(mode)
     with _exit_codes(progress):
-        if refuse_slow and (slow := resolve(recipe).slow_schemes):
+        start = time.perf_counter()
+        resolved = resolve(recipe)
+        if refuse_slow and (slow := resolved.slow_schemes):
             raise CompressError(
                 f"{', '.join(slow)} has no fast kernel on this machine: serve it with "
                 "--allow-slow, or another recipe, such as w8a8"
             )
-        progress.done(_compress(model, recipe, out, cache_dir, progress))
+        if gate is not None:
+            resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
+        report = None
+        if resolved.gate.mode == "off":
+            built = _build(resolved, model, out, cache_dir, progress)
+        else:
+            built, report = _gated(resolved, model, out, cache_dir, kv_dtype, progress)
+        seconds = round(time.perf_counter() - start, 3)
+        progress.done({**_done(built), "seconds": seconds, **_verdict(report)})
+    if report is not None and report.refused:
+        sys.exit(REFUSED)
 
 
 @click.command("export")
@@ -95,46 +124,68 @@ def export_command(artefact: Path, out: Path) -> None:
 @click.option(
     "--data", multiple=True, type=click.Path(path_type=Path), help="Text file; may be repeated."
 )
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines of minimal pairs or multiple choice; may be repeated.",
+)
 @click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
 @click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
+@click.option("--speed", is_flag=True, help="Measure generating at batch 1, 8 and 32 too.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Gate().max_kl,
+    show_default=True,
+    help="Limit of the KL in nats per token.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=Gate().max_drop,
+    show_default=True,
+    help="Limit of the accuracy lost on a task, as a share.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures there.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="Write an HTML page there.")
 def evaluate_command(
     artefact: Path,
     original: Path,
-    data: tuple[Path, ...],
-    documents: int | None,
-    window: int,
-    kv_dtype: str,
+    max_kl: float,
+    max_drop: float,
     json_file: Path | None,
+    page: Path | None,
+    **options: Any,
 ) -> None:
-    """Compare the folder ARTEFACT with its original on text.
+    """Compare the folder ARTEFACT with its original, and judge what was lost.
 
-    Documents in a data file are separated by NUL; a file without NUL is cut into windows.
+    Documents in a data file are separated by NUL, or are the "text" of JSON lines; a text file of
+    a single document is cut into windows. Without --data the original writes the text.
     """
-    with _exit_codes(PlainProgress()):
-        if not data:
-            raise CompressError("there is no text to evaluate on: name a file with --data")
+    progress = make_progress("auto")
+    with _exit_codes(progress):
         from rich.console import Console
-        from rich.progress import track
 
-        from compress.evaluate import evaluate
         from compress.evaluation_table import make_table
+        from compress.gate.evaluation_command import Asked, evaluate_folder
+        from compress.gate.page import make_page
 
-        screen = Console(stderr=True)
-        result = evaluate(
-            artefact,
-            original,
-            data,
-            window=window,
-            documents=documents,
-            kv_dtype=kv_dtype,
-            watch=lambda windows: track(windows, "scoring", console=screen, transient=True),
-        )
-        Console().print(make_table(result))
+        limits = Gate(max_kl=max_kl, max_drop=max_drop)
+        asked = Asked(artefact=artefact, original=original, limits=limits, **options)
+        report = evaluate_folder(asked, progress)
+        Console().print(make_table(report.evaluation))
+        print(report.line())
         if json_file is not None:
+            text = json.dumps(asdict(report.evaluation), indent=2) + "\n"
             with writing(json_file, "name another file with --json"):
-                json_file.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+                json_file.write_text(text, encoding="utf-8")
+        if page is not None:
+            text = make_page(report, read_optional_json(artefact / MANIFEST_NAME))
+            with writing(page, "name another file with --report"):
+                page.write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -149,27 +200,54 @@ def _exit_codes(progress: Progress) -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def _compress(
-    model: Path, spec: str, out: Path | None, cache_dir: Path | None, progress: Progress
-) -> dict[str, object]:
-    """The fields of the ``done`` event."""
-    start = time.perf_counter()
-    recipe = resolve(spec)
+def _build(
+    recipe: Recipe, model: Path, out: Path | None, cache_dir: Path | None, progress: Progress
+) -> Built:
     if out is None:
-        built = compress_cached(recipe, model, cache_dir or default_cache_dir(), progress)
-    else:
-        from compress.pipeline import compress
+        return compress_cached(recipe, model, cache_dir or default_cache_dir(), progress)
+    from compress.pipeline import compress
 
-        manifest = compress(recipe, model, out, progress=progress)
-        built = Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+    manifest = compress(recipe, model, out, progress=progress)
+    return Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+
+
+def _gated(
+    recipe: Recipe,
+    model: Path,
+    out: Path | None,
+    cache_dir: Path | None,
+    kv_dtype: str,
+    progress: Progress,
+) -> "tuple[Built, Report]":
+    from compress.gate.flow import compress_and_judge
+    from compress.gate.judging import Judge
+
+    judge = Judge(
+        original=model,
+        gate=recipe.gate,
+        seed=recipe.seed,
+        kv_dtype=kv_dtype,
+        cache_dir=(cache_dir or default_cache_dir()).resolve(),
+        progress=progress,
+    )
+    return compress_and_judge(
+        recipe, lambda one: _build(one, model, out, cache_dir, progress), judge
+    )
+
+
+def _done(built: Built) -> dict[str, object]:
+    """Fields of the ``done`` event."""
     memory = rss_anon_bytes()
     return {
         "artefact": str(built.artefact),
         "key": built.key,
         "cached": built.cached,
-        "seconds": round(time.perf_counter() - start, 3),
         **{
             name: built.measured.get(name, memory)
             for name in ("peak_rss_anon_bytes", "baseline_rss_anon_bytes")
         },
     }
+
+
+def _verdict(report: "Report | None") -> dict[str, object]:
+    return {} if report is None else {"gate": report.event()}

@@ -1,12 +1,14 @@
 """Text of files as token ids: windows for evaluation, and what calibration needs for its own."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from compress.errors import CompressError
-from engine.formats.checkpoint import read_json
+from engine.client.files import read_optional_json
 
 _SEPARATOR = "\0"
 
@@ -16,9 +18,9 @@ def read_windows(
 ) -> list[list[int]]:
     """Token ids of the first ``limit`` windows, tokenised as ``model_dir`` does.
 
-    A document, ended by NUL, gives its first ``window`` tokens; a file without NUL is cut into
-    windows. Each begins with the bos token where the model has one; those that predict
-    nothing are left out.
+    A document gives its first ``window`` tokens; a text file of a single document is cut into
+    windows. Each begins with the bos token where the model has one; those that predict nothing
+    are left out.
 
     Raises:
         CompressError, ModelLoadError: a file cannot be read, or there is no text.
@@ -27,23 +29,54 @@ def read_windows(
     size = window - len(prefix)
     windows: list[list[int]] = []
     for file in files:
-        text = read_text(file)
-        documents = text.split(_SEPARATOR)
+        documents = read_documents(file)
+        whole = len(documents) == 1 and file.suffix != ".jsonl"
         for document in documents:
             ids = encode.encode(document, add_special_tokens=False).ids
-            ends = range(0, len(ids), size) if len(documents) == 1 else range(1)
+            ends = range(0, len(ids), size) if whole else range(1)
             cut = [prefix + ids[begin : begin + size] for begin in ends]
             windows += [window_ids for window_ids in cut if len(window_ids) > 1]
             if limit is not None and len(windows) >= limit:
                 return windows[:limit]
     if not windows:
-        raise CompressError("the data has no text to evaluate on: name other files with --data")
+        raise CompressError("the data has no text to evaluate on: name other files")
     return windows
+
+
+def read_documents(file: Path) -> list[str]:
+    """A ``.jsonl`` file has an object with ``text`` in each line; documents in others are ended
+    by NUL. Raises ``CompressError``.
+    """
+    if file.suffix == ".jsonl":
+        return [_text_of(file, number, line) for number, line in read_json_lines(file)]
+    return [document for document in read_text(file).split(_SEPARATOR) if document]
+
+
+def read_json_lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a ``.jsonl`` file with their line numbers. Raises ``CompressError``."""
+    found = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise CompressError(f"{file}:{number}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise CompressError(f"{file}:{number}: must be an object")
+        found.append((number, value))
+    return found
+
+
+def _text_of(file: Path, number: int, line: dict[str, Any]) -> str:
+    if not isinstance(line.get("text"), str):
+        raise CompressError(f'{file}:{number}: must be an object with "text"')
+    return str(line["text"])
 
 
 def bos_ids(model_dir: Path) -> list[int]:
     """The token that texts begin with, where the model has one. Raises ``ModelLoadError``."""
-    bos = read_json(model_dir / "config.json").get("bos_token_id")
+    bos = read_optional_json(model_dir / "config.json").get("bos_token_id")
     return [bos] if isinstance(bos, int) else []
 
 

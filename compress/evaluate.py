@@ -1,161 +1,105 @@
 """What compression cost: an artefact against its original, both through the engine that serves."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
 
 import torch
-from torch import Tensor
 
-from compress.documents import read_windows
 from compress.errors import CompressError
-from compress.statistics import DocumentSums, Quality, compare, summarise
-from engine.config import CacheConfig, EngineConfig, KernelConfig
+from compress.figures import Evaluation, TaskResult
+from compress.gate.answers import is_right
+from compress.gate.tasks import Task
+from compress.gate.text import EvaluationText
+from compress.progress import NoProgress, Progress
+from compress.sides import MakeScorer, Timed, open_pair
+from compress.statistics import DocumentSums, compare, kl_estimate, summarise
 from engine.scoring import Scorer
-from engine.types import ModelReport
-
-_BLOCK_SIZE = 16
-
-
-class ScorerLike(Protocol):
-    """What is used of ``engine.scoring.Scorer``."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    @property
-    def report(self) -> ModelReport:
-        """The loaded model."""
-        ...
-
-    def logits(self, token_ids: list[int]) -> Tensor:
-        """float32 [T, V]: row i predicts token i + 1."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One of the two models, as found in memory; the speed is that of scoring windows."""
-
-    folder: str
-    weights: str
-    head: str
-    kv_dtype: str
-    weight_bytes: int
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """``data`` names the files, ``window`` is in tokens, ``documents`` counts what was used."""
-
-    original: Side
-    artefact: Side
-    data: tuple[str, ...]
-    window: int
-    documents: int
-    quality: Quality
 
 
 def evaluate(
     artefact: Path,
     original: Path,
-    data: Sequence[Path],
+    text: EvaluationText,
     *,
-    window: int = 256,
-    documents: int | None = None,
+    tasks: Sequence[Task] = (),
     kv_dtype: str = "auto",
-    scorer: Callable[[EngineConfig], ScorerLike] = Scorer,
-    watch: Callable[[Sequence[list[int]]], Iterable[list[int]]] = iter,
+    scorer: MakeScorer = Scorer,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Compares ``artefact``, as it is served, with ``original`` on an fp32 KV cache.
 
     Args:
         artefact: a compressed folder.
         original: the folder that it was made of.
-        data: text files, see ``read_windows``.
-        window: how many tokens of a document are used.
-        documents: how many documents are used at most; None uses all.
+        text: documents to compare on.
+        tasks: questions that both answer.
         kv_dtype: of the artefact's KV cache; ``auto`` is what the artefact asks for.
         scorer: makes a scorer; tests give their own.
-        watch: wraps the documents to show progress.
+        progress: is told of each document and question.
 
     Raises:
-        CompressError, ModelLoadError: a folder or a file is not as needed.
+        CompressError, ModelLoadError: a folder or a text is not as needed.
     """
-    windows = read_windows(original, data, window=window, limit=documents)
-    with (
-        scorer(_config(original, "fp32", window)) as reference,
-        scorer(_config(artefact, kv_dtype, window)) as candidate,
-    ):
-        _check(reference.report, candidate.report, window)
-        timed = _Timed(reference), _Timed(candidate)
-        sums: list[DocumentSums] = []
-        for ids in watch(windows):
-            sums.append(compare(timed[0].logits(ids), timed[1].logits(ids), torch.tensor(ids)))
+    longest = max([text.window, *(task.longest for task in tasks)])
+    with open_pair(original, artefact, window=longest, kv_dtype=kv_dtype, scorer=scorer) as pair:
+        work = _Work(*pair, progress or NoProgress())
+        work.begin(text, tasks)
+        sums = [work.document(list(ids)) for ids in text.documents]
+        results = tuple(work.task(task) for task in tasks)
+        broken = sum(not one.finite for one in sums)
         return Evaluation(
-            original=timed[0].side(original),
-            artefact=timed[1].side(artefact),
-            data=tuple(str(file) for file in data),
-            window=window,
-            documents=len(windows),
-            quality=summarise(sums),
+            original=work.original.side(),
+            artefact=work.artefact.side(),
+            data=text.source,
+            data_sha256=text.sha256,
+            window=text.window,
+            documents=len(sums),
+            broken=broken,
+            quality=None if broken else summarise(sums),
+            kl=None if broken else kl_estimate(sums),
+            tasks=results,
         )
 
 
-class _Timed:
-    """A scorer that knows its speed."""
+class _Work:
+    """Both models, and how far they are."""
 
-    def __init__(self, scorer: ScorerLike) -> None:
-        self._scorer = scorer
-        self._tokens = 0
-        self._seconds = 0.0
+    def __init__(self, original: Timed, artefact: Timed, progress: Progress) -> None:
+        self.original = original
+        self.artefact = artefact
+        self._progress = progress
+        self._items = self._done = 0
+        self._start = time.perf_counter()
 
-    def logits(self, ids: list[int]) -> Tensor:
-        start = time.perf_counter()
-        logits = self._scorer.logits(ids)
-        self._seconds += time.perf_counter() - start
-        self._tokens += len(ids)
-        return logits
+    def begin(self, text: EvaluationText, tasks: Sequence[Task]) -> None:
+        questions = sum(len(task.questions) for task in tasks)
+        self._items = len(text.documents) + questions
+        detail = f"{len(text.documents)} documents" + (f", {questions} questions" * bool(questions))
+        self._progress.phase("evaluating", detail)
 
-    def side(self, folder: Path) -> Side:
-        report = self._scorer.report
-        return Side(
-            folder=str(folder),
-            weights=report.weights,
-            head=report.head,
-            kv_dtype=report.kv_dtype,
-            weight_bytes=report.weight_bytes,
-            tokens_per_second=round(self._tokens / self._seconds, 1),
-        )
+    def document(self, ids: list[int]) -> DocumentSums:
+        sums = compare(self.original.logits(ids), self.artefact.logits(ids), torch.tensor(ids))
+        if not sums.original_is_finite:
+            raise CompressError("the original gives NaN or infinite logits: it cannot be served")
+        self._tick("documents")
+        return sums
 
+    def task(self, task: Task) -> TaskResult:
+        right = lost = gained = 0
+        for question in task.questions:
+            before = is_right(self.original.logits, question)
+            after = is_right(self.artefact.logits, question)
+            right += before
+            lost += before and not after
+            gained += after and not before
+            self._tick(task.name)
+        return TaskResult(
+            name=task.name, items=len(task.questions), chance=task.chance,
+            original_correct=right, lost=lost, gained=gained,
+        )  # fmt: skip
 
-def _config(folder: Path, kv_dtype: str, window: int) -> EngineConfig:
-    blocks = -(-window // _BLOCK_SIZE)
-    return EngineConfig(
-        model_dir=folder,
-        cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks),
-        # torch has one number of threads for the process: the same for both models.
-        kernels=KernelConfig(threads=os.cpu_count(), allow_slow=True),
-    )
-
-
-def _check(original: ModelReport, artefact: ModelReport, window: int) -> None:
-    most = min(original.context_length, artefact.context_length)
-    if window > most:
-        raise CompressError(f"--window {window} is more than the model's context of {most} tokens")
-    if original.vocabulary_size != artefact.vocabulary_size:
-        raise CompressError(
-            f"the vocabularies differ, {original.vocabulary_size} and {artefact.vocabulary_size}: "
-            "--against must name the artefact's own original"
-        )
+    def _tick(self, name: str) -> None:
+        self._done += 1
+        each = (time.perf_counter() - self._start) / self._done
+        self._progress.layer(self._done, self._items, name, each * (self._items - self._done))

@@ -31,7 +31,7 @@ class Plan:
 
     ``transposed`` layers store their weight as [K, N]. ``head_weight`` is the module whose
     weight the head uses. ``order`` is the order in which tensors are read and written: layer
-    by layer.
+    by layer; ``weights`` counts those of each linear.
     """
 
     spec: ModelSpec
@@ -43,6 +43,7 @@ class Plan:
     order: list[str]
     out_bytes: int
     quantization_config: dict[str, object] | None
+    weights: dict[str, int]
 
     @property
     def calibrated(self) -> bool:
@@ -101,6 +102,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Plan:
         quantization_config=_quantization_config(
             treatments, whole=whole, ignore=[spec.head, *dense, *routers]
         ),
+        weights={name: math.prod(info.shape) for name, info in weights.items()},
     )
 
 

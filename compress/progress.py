@@ -3,10 +3,12 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (hashing, waiting, planning, generating, compressing, verifying or
-           publishing), detail
+    phase  phase (hashing, waiting, planning, generating, compressing, verifying,
+           publishing or evaluating), detail
     layer  item, items, name, seconds_left
-    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes
+    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes; gate
+           where there was one: mode, verdict, refused, line, data_sha256, tokens,
+           mean_kl_nats, perplexity, original_perplexity, restored
     error  message
 """
 
@@ -30,7 +32,7 @@ class Progress(Protocol):
         ...
 
     def layer(self, item: int, items: int, name: str, seconds_left: float) -> None:
-        """Layer ``item`` of ``items`` (from 1) is done."""
+        """Layer, document or question ``item`` of ``items`` (from 1) is done."""
         ...
 
     def done(self, result: Mapping[str, object]) -> None:
@@ -103,6 +105,9 @@ class PlainProgress:
         """See ``Progress``."""
         how = "found in the cache" if result["cached"] else "compressed"
         print(f"{how} in {result['seconds']} s", file=sys.stderr)
+        gate = result.get("gate")
+        if isinstance(gate, Mapping):
+            print(f"gate: {gate['line']}", file=sys.stderr)
         print(result["artefact"])
 
     def error(self, message: str) -> None:
@@ -132,6 +137,8 @@ class BarProgress(PlainProgress):
             self._bar.add_task("", total=items)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=item, description=escape(name))
+        if item == items:
+            self._stop()
 
     def done(self, result: Mapping[str, object]) -> None:
         """See ``Progress``."""

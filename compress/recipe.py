@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress.errors import CompressError
+from compress.gate.config import Gate
 from compress.recipe_nodes import suggest
 
 PRESETS = Path(__file__).with_name("presets")
@@ -79,13 +80,6 @@ class KvCache:
     """What the engine keeps keys and values in."""
 
     dtype: Literal["int8", "fp32"] = "int8"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """Whether the artefact must pass an evaluation before it is published."""
-
-    mode: Literal["off"] = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Reads typed values from a YAML file's nodes, so that each error names the file and the line."""
 
 import difflib
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,17 @@ class RecipeNodes:
             number = -1.0
         if not 0 <= number <= 1:
             self.fail(node, f"{what} must be a number from 0 to 1, not {value!r}")
+        return number
+
+    def above_zero(self, node: Node, what: str) -> float:
+        """A finite number above 0."""
+        value = self.text(node, what)
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0 < number < math.inf:
+            self.fail(node, f"{what} must be a number above 0, not {value!r}")
         return number
 
     def boolean(self, node: Node, what: str) -> bool:

@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 
 from yaml.nodes import Node, SequenceNode
 
+from compress.gate.reader import read_gate
 from compress.methods import METHODS, OWL_SHIFT, PLANNED_METHODS
 from compress.recipe import (
     OPTIONS,
     SCHEMES,
     Calibration,
-    Gate,
     KvCache,
     Modifier,
     Recipe,
@@ -23,7 +23,6 @@ from compress.targets import pattern_error
 
 _GROUP_SIZE = 32
 _ALLOCATIONS = ("uniform", "owl")
-_PLANNED_GATE_KEYS = ("max_kl", "max_drop", "tasks")
 _KEYS = ("version", "seed", "calibration", "head", "modifiers", "kv_cache", "gate")
 
 
@@ -51,7 +50,7 @@ class _Reader:
             modifiers=modifiers,
             kv_cache=self._kv_cache(fields.get("kv_cache")),
             calibration=self._calibration(fields.get("calibration"), modifiers),
-            gate=self._gate(fields.get("gate")),
+            gate=read_gate(self.nodes, fields.get("gate")),
         )
 
     def _head(self, node: Node | None, modifiers: tuple[Modifier, ...]) -> Literal["int8", "keep"]:
@@ -95,15 +94,6 @@ class _Reader:
             return KvCache()
         dtype = self.nodes.choice(fields["dtype"], "kv_cache.dtype", ("int8", "fp32"))
         return KvCache(dtype=cast(Literal["int8", "fp32"], dtype))
-
-    def _gate(self, node: Node | None) -> Gate:
-        fields = self.nodes.fields(node, "gate", ("mode", *_PLANNED_GATE_KEYS)) if node else {}
-        if "mode" in fields:
-            self._available(fields["mode"], "gate.mode", ("off",), ("enforce", "warn"))
-        for name in _PLANNED_GATE_KEYS:
-            if name in fields:
-                self.nodes.fail(fields[name], f"gate.{name} is of no use while gate.mode is off")
-        return Gate()
 
     def _modifiers(self, node: Node) -> tuple[Modifier, ...]:
         items = self.nodes.sequence(node, "modifiers")

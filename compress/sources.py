@@ -12,9 +12,10 @@ from compress.errors import CompressError
 
 MANIFEST_NAME = "venturi.json"
 CALIBRATION_NAME = "calibration.json"
+REPORT_NAME = "report.json"
 WEIGHT_INDEX = "model.safetensors.index.json"
 _SINGLE_WEIGHTS = "model.safetensors"
-_NEVER_COPIED = ("config.json", MANIFEST_NAME, CALIBRATION_NAME, "report.json")
+_NEVER_COPIED = ("config.json", MANIFEST_NAME, CALIBRATION_NAME, REPORT_NAME)
 # Data only: no pickles (.bin, .pt) and no code (.py).
 _COPIED_SUFFIXES = ("", ".json", ".txt", ".jinja", ".md", ".model", ".tiktoken")
 _CHUNK_BYTES = 1 << 20

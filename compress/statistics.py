@@ -6,19 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-_RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure with its 95 % bootstrap interval over documents."""
-
-    value: float
-    low: float
-    high: float
+from compress.figures import Interval, Quality
+from compress.gate.decision import Estimate
+from compress.gate.intervals import Floats, ratio_estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +23,15 @@ class DocumentSums:
     kl: float
     flips: int
 
+    @property
+    def original_is_finite(self) -> bool:
+        """Whether the original's predictions are numbers."""
+        return math.isfinite(self.original_nll)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """``tokens`` counts predictions; ``kl`` is the mean of KL(original || artefact) in nats,
-    ``flips`` the share of predictions whose most likely token changed.
-    """
-
-    tokens: int
-    original_perplexity: float
-    artefact_perplexity: float
-    perplexity_ratio: Interval
-    kl: Interval
-    flips: Interval
+    @property
+    def finite(self) -> bool:
+        """Whether those of both are."""
+        return math.isfinite(self.kl) and math.isfinite(self.artefact_nll)
 
 
 def compare(original_TV: Tensor, artefact_TV: Tensor, ids_T: Tensor) -> DocumentSums:
@@ -60,25 +48,38 @@ def compare(original_TV: Tensor, artefact_TV: Tensor, ids_T: Tensor) -> Document
     )
 
 
-def summarise(documents: Sequence[DocumentSums], *, seed: int = 0) -> Quality:
-    """Figures over all tokens; the bootstrap draws documents, whose tokens hang together."""
-    columns = np.array(
-        [(d.tokens, d.original_nll, d.artefact_nll, d.kl, d.flips) for d in documents], np.float64
-    )
-    totals = columns.sum(axis=0)
-    draws = np.random.default_rng(seed).integers(len(columns), size=(_RESAMPLES, len(columns)))
-    resampled = np.stack([columns[rows].sum(axis=0) for rows in draws])
-
-    def interval(numerator: NDArray[np.float64], samples: NDArray[np.float64]) -> Interval:
-        low, high = np.quantile(samples / resampled[:, 0], [0.025, 0.975])
-        return Interval(float(numerator / totals[0]), float(low), float(high))
-
-    loss = interval(totals[2] - totals[1], resampled[:, 2] - resampled[:, 1])
+def summarise(documents: Sequence[DocumentSums]) -> Quality:
+    """Figures over all tokens, with intervals over documents."""
+    columns = {name: _column(documents, name) for name in DocumentSums.__dataclass_fields__}
+    tokens_D = columns["tokens"]
+    loss = ratio_estimate(columns["artefact_nll"] - columns["original_nll"], tokens_D)
     return Quality(
-        tokens=int(totals[0]),
-        original_perplexity=math.exp(totals[1] / totals[0]),
-        artefact_perplexity=math.exp(totals[2] / totals[0]),
-        perplexity_ratio=Interval(*map(math.exp, (loss.value, loss.low, loss.high))),
-        kl=interval(totals[3], resampled[:, 3]),
-        flips=interval(totals[4], resampled[:, 4]),
+        tokens=int(tokens_D.sum()),
+        original_perplexity=_perplexity(columns["original_nll"], tokens_D),
+        artefact_perplexity=_perplexity(columns["artefact_nll"], tokens_D),
+        perplexity_ratio=Interval(*map(_exp, (loss.value, loss.low, loss.high))),
+        kl=_interval(ratio_estimate(columns["kl"], tokens_D)),
+        flips=_interval(ratio_estimate(columns["flips"], tokens_D)),
     )
+
+
+def kl_estimate(documents: Sequence[DocumentSums]) -> Estimate:
+    """Mean KL per token, for the gate."""
+    return ratio_estimate(_column(documents, "kl"), _column(documents, "tokens"))
+
+
+def _column(documents: Sequence[DocumentSums], name: str) -> Floats:
+    return np.array([getattr(document, name) for document in documents], np.float64)
+
+
+def _interval(estimate: Estimate) -> Interval:
+    """A share and a divergence are never below 0."""
+    return Interval(estimate.value, max(0.0, estimate.low), estimate.high)
+
+
+def _perplexity(nll_D: Floats, tokens_D: Floats) -> float:
+    return _exp(float(nll_D.sum() / tokens_D.sum()))
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # a ruined model's loss must not overflow

@@ -20,6 +20,7 @@ from server.console import TITLES, StartupDisplay, ready_lines, say
 from server.door import Door, Limits
 from server.inference import InferenceServicer
 from server.models import ModelServicer
+from server.quality import Refused
 from server.serving import Progress, Serving
 from server.startup import start_up
 from server.telemetry import Telemetry
@@ -55,6 +56,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 _STOP_GRACE_S = 0.25
+# Exit code of a service that the gate never let serve.
+REFUSED = 3
 
 
 class StartFailed(Exception):
@@ -108,9 +111,12 @@ class Service:
         await self._server.start()
 
     async def lead_up(self) -> None:
-        """Compresses and loads; ready when it returns. Raises ``StartFailed``."""
+        """Compresses and loads; ready when it returns. Raises ``StartFailed`` or ``Refused``."""
         try:
             await start_up(self.config, self.serving, self._telemetry)
+        except Refused as error:
+            self.serving.report(Progress(phase=admin_pb2.PHASE_FAILED, detail=str(error)))
+            raise
         except (CompressionFailed, ModelLoadError, OSError) as error:
             self.serving.report(Progress(phase=admin_pb2.PHASE_FAILED, detail=str(error)))
             raise StartFailed(str(error)) from error
@@ -139,7 +145,10 @@ class Service:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Runs the service until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Runs the service until SIGTERM or SIGINT; a second signal ends it at once.
+
+    What the gate refuses keeps the process up, not ready: another start would find the same.
+    """
     begin = time.monotonic()
     stop, force = asyncio.Event(), asyncio.Event()
 
@@ -163,6 +172,10 @@ async def serve(config: ServerConfig) -> int:
         say(f"draining, {service.serving.open_requests} requests are open; again to end at once")
         await _first(service.drain(), force)
         return 0
+    except Refused as error:
+        say(f"{error}. Not ready; GetModel and health answer until the process is ended")
+        await stop.wait()
+        return REFUSED
     finally:
         await service.stop()
 

@@ -40,6 +40,11 @@ def main() -> None:
     default=None,
     help="Serve what has no fast kernel here (fp8).",
 )
+@click.option(
+    "--gate",
+    type=click.Choice(["off", "warn", "enforce"]),
+    help="What a model that lost too much is: served, served with a warning, or refused.",
+)
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 50051; 0 takes a free one.")

@@ -8,12 +8,37 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.quality import GateResult
 from server.serving import Progress
 from venturi.v1 import admin_pb2 as pb
 
 
 class CompressionFailed(Exception):
     """One line that names the cause and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What to compress and how to judge it; ``gate`` None leaves the recipe's mode."""
+
+    model: Path
+    recipe: str
+    cache_dir: Path | None
+    gate: str | None
+    kv_dtype: str
+    allow_slow: bool
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the child."""
+        found = [str(self.model), "--recipe", self.recipe, "--kv-dtype", self.kv_dtype]
+        if self.cache_dir is not None:
+            found += ["--cache-dir", str(self.cache_dir)]
+        if self.gate is not None:
+            found += ["--gate", self.gate]
+        if not self.allow_slow:
+            found.append("--refuse-slow")
+        return found
 
 
 @dataclass(slots=True)
@@ -23,26 +48,16 @@ class Compression:
     artefact: Path
     cached: bool
     phases: list[tuple[str, int, int]] = field(default_factory=list)
+    gate: GateResult | None = None
 
 
-async def compress(
-    model: Path,
-    recipe: str,
-    cache_dir: Path | None,
-    report: Callable[[Progress], None],
-    *,
-    allow_slow: bool = False,
-) -> Compression:
-    """The artefact for (model, recipe), made or found. Raises ``CompressionFailed``.
+async def compress(wanted: Wanted, report: Callable[[Progress], None]) -> Compression:
+    """The artefact, made or found, and its verdict. Raises ``CompressionFailed``.
 
     So does a recipe that this machine can only evaluate, unless ``allow_slow``. A cancelled call
     ends the child, which leaves nothing half-written.
     """
-    arguments = ["-P", "-m", "compress", str(model), "--recipe", recipe, "--progress", "json"]
-    if not allow_slow:
-        arguments.append("--refuse-slow")
-    if cache_dir is not None:
-        arguments += ["--cache-dir", str(cache_dir)]
+    arguments = ["-P", "-m", "compress", *wanted.arguments, "--progress", "json"]
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
@@ -70,6 +85,7 @@ async def _follow(
     lines: asyncio.StreamReader, report: Callable[[Progress], None]
 ) -> Compression | None:
     phases: list[tuple[str, int]] = []
+    phase = pb.PHASE_COMPRESSING
     async for line in lines:
         try:
             event = json.loads(line)
@@ -78,9 +94,11 @@ async def _follow(
         match event["event"]:
             case "phase":
                 phases.append((event["phase"], event["time_ns"]))
-                report(Progress(phase=pb.PHASE_COMPRESSING, detail=event["phase"]))
+                judging = phase == pb.PHASE_EVALUATING or event["phase"] == "evaluating"
+                phase = pb.PHASE_EVALUATING if judging else pb.PHASE_COMPRESSING
+                report(Progress(phase=phase, detail=event["phase"]))
             case "layer":
-                report(_layer(event))
+                report(_layer(phase, event))
             case "error":
                 raise CompressionFailed(event["message"])
             case "done":
@@ -88,14 +106,15 @@ async def _follow(
                 spans = [
                     (name, begin, end) for (name, begin), end in zip(phases, ends, strict=True)
                 ]
-                return Compression(Path(event["artefact"]), event["cached"], spans)
+                gate = GateResult.from_event(event["gate"]) if "gate" in event else None
+                return Compression(Path(event["artefact"]), event["cached"], spans, gate)
     return None
 
 
-def _layer(event: dict[str, object]) -> Progress:
+def _layer(phase: pb.Phase, event: dict[str, object]) -> Progress:
     left = event.get("seconds_left")
     return Progress(
-        phase=pb.PHASE_COMPRESSING,
+        phase=phase,
         detail=str(event["name"]),
         item=int(str(event["item"])),
         items=int(str(event["items"])),

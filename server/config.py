@@ -78,6 +78,7 @@ class ServerConfig(BaseSettings):
     recipe: str = "w8a8"
     allow_slow: bool = False
     cache_dir: Path | None = None
+    gate: Literal["off", "warn", "enforce"] | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
     kv_dtype: Literal["auto", "int8", "fp32"] = "auto"

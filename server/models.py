@@ -39,6 +39,20 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 await call.write(piece)
 
     def _model(self) -> pb.Model:
+        gate = self._serving.gate
+        model = self._refused() if gate is not None and gate.refused else self._loaded()
+        if gate is not None:
+            model.quality.CopyFrom(gate.to_proto())
+        return model
+
+    def _refused(self) -> pb.Model:
+        """Nothing is in memory."""
+        serving = self._serving
+        model = pb.Model(name=serving.name, variant=serving.variant)
+        model.provenance.CopyFrom(serving.provenance.to_proto(""))
+        return model
+
+    def _loaded(self) -> pb.Model:
         engine = self._serving.engine
         if engine is None or engine.report is None:
             raise EngineUnavailable("the model is not loaded yet")

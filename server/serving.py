@@ -9,6 +9,7 @@ from engine.client.engine_client import EngineClient, EngineState
 from engine.client.generation import Generator
 from engine.errors import EngineUnavailable, UnknownModel
 from server.provenance import Provenance
+from server.quality import GateResult
 from venturi.v1 import admin_pb2 as pb
 
 _RETRY_AFTER_S = 1.0
@@ -35,6 +36,7 @@ class Serving:
         self.variant = variant
         self.engine: EngineClient | None = None
         self.provenance = Provenance()
+        self.gate: GateResult | None = None
         self.rate = TokenRate()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self.on_ready_change: Callable[[bool], None] = lambda ready: None
@@ -65,6 +67,9 @@ class Serving:
         """Raises ``UnknownModel``, or ``EngineUnavailable`` while nothing can be served."""
         self.find(model)
         if self._generator is None or not self.ready:
+            if self.gate is not None and self.gate.refused:
+                # Another replica may serve, and soon; this one will not.
+                raise EngineUnavailable(f"refused by the gate: {self.gate.line}", _RETRY_AFTER_S)
             phase = pb.Phase.Name(self._progress.phase).removeprefix("PHASE_").lower()
             retry = _RETRY_AFTER_S if self.engine is None else self.engine.retry_after_s
             raise EngineUnavailable(f"the service is {phase}", retry)

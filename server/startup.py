@@ -13,9 +13,10 @@ from engine.client.process import ProcessTransport
 from engine.client.tokenizer import Tokenizer
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 from engine.messages import Loading
-from server.compressor import compress
+from server.compressor import Compression, CompressionFailed, Wanted, compress
 from server.config import ServerConfig
 from server.provenance import Provenance
+from server.quality import Refused
 from server.serving import Progress, Serving
 from server.telemetry import Telemetry
 from venturi.v1 import admin_pb2 as pb
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry) -> None:
     """Leads ``serving`` to ready.
 
-    Raises ``CompressionFailed``, ``ModelLoadError`` or ``OSError``; the engine that was
-    started is in ``serving.engine`` then, for the caller to stop.
+    Raises ``Refused``, ``CompressionFailed``, ``ModelLoadError`` or ``OSError``; the engine that
+    was started is in ``serving.engine`` then, for the caller to stop.
     """
     begin = time.time_ns()
     root = telemetry.root("venturi.startup", begin)
@@ -76,24 +77,46 @@ async def _artefact(
     config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
     if config.serves_as_it_is:
+        if config.gate in ("warn", "enforce"):
+            raise CompressionFailed(
+                f"--gate {config.gate} needs the original, and {config.model} is compressed or "
+                "served as it is: name the original's folder and a --recipe"
+            )
         return config.model
     # What compressing would carry along broken is looked at before the work.
     if config.model.is_dir():
         Tokenizer.from_folder(config.model)
     begin = time.time_ns()
     serving.report(Progress(phase=pb.PHASE_COMPRESSING))
-    result = await compress(
-        config.model,
-        config.recipe,
-        config.cache_dir,
-        serving.report,
+    wanted = Wanted(
+        model=config.model,
+        recipe=config.recipe,
+        cache_dir=config.cache_dir,
+        gate=config.gate,
+        kv_dtype=config.kv_dtype,
         allow_slow=config.allow_slow,
     )
+    result = await compress(wanted, serving.report)
     cached = {"venturi.cached": "yes" if result.cached else "no"}
     span = telemetry.child(root, "compress", begin, time.time_ns(), cached)
     for name, phase_begin, phase_end in result.phases:
         telemetry.child(span, f"compress.{name}", phase_begin, phase_end)
+    _judge(result, serving)
     return result.artefact
+
+
+def _judge(result: Compression, serving: Serving) -> None:
+    """Takes the verdict in. Raises ``Refused``."""
+    serving.gate = gate = result.gate
+    if gate is None:
+        return
+    if gate.refused:
+        serving.provenance = Provenance.from_folder(result.artefact)
+        raise Refused(f"refused by the gate: {gate.line}")
+    if gate.passed:
+        logger.info("the gate: %s", gate.line)
+    else:
+        logger.warning("served although the gate says: %s", gate.line)
 
 
 def _loading(message: Loading) -> Progress:

@@ -170,14 +170,19 @@ def _describe(served: Model) -> str:
         "model": f"{served.name}@{served.variant}",
         "architecture": served.architecture,
         "parameters": f"{served.parameters:,}" if served.parameters else "",
-        "context": f"{served.context_length:,} tokens",
-        "weights": f"{precision.weights}, {precision.weight_bytes / 1e6:,.1f} MB",
+        "context": f"{served.context_length:,} tokens" if served.context_length else "",
+        "weights": f"{precision.weights}, {precision.weight_bytes / 1e6:,.1f} MB"
+        if precision.weights
+        else "",
         "activations": precision.activations,
         "kernels": ", ".join(precision.kernels),
-        "kv cache": f"{cache.dtype}, {cache.blocks * cache.block_size:,} tokens",
+        "kv cache": f"{cache.dtype}, {cache.blocks * cache.block_size:,} tokens"
+        if cache.dtype
+        else "",
         "recipe": origin.recipe,
         "format": origin.format,
         "quality": f"{quality.verdict or 'measured'}{_kl(quality.mean_kl_nats)}" if quality else "",
+        "gate": quality.explanation if quality else "",
         "speed": f"{speed.decode_1:.1f} tokens/s" if speed and speed.decode_1 else "",
     }
     return "\n".join(f"{label:<13}{value}" for label, value in rows.items() if value)

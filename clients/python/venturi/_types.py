@@ -221,11 +221,13 @@ class LayerSummary:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredQuality:
-    """Quality against the original model."""
+    """Quality against the original model; ``explanation`` is the gate's verdict in a sentence."""
 
     tokens: int
     data_sha256: str
     verdict: str
+    explanation: str = ""
+    restored_layers: tuple[str, ...] = ()
     mean_kl_nats: float | None = None
     perplexity: float | None = None
     original_perplexity: float | None = None

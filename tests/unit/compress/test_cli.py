@@ -1,16 +1,19 @@
 """``python -m compress``: exit codes, one-line errors, events."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from compress import compress
 from compress.cli import compress_command, evaluate_command
 from compress.progress import BarProgress, PlainProgress, make_progress
 
@@ -98,10 +101,25 @@ def test_truncated_weights_in_a_child(make_model: MakeModel, tmp_path: Path) -> 
     assert events(done.stdout)[-1]["event"] == "error"
 
 
-def test_evaluate_needs_data() -> None:
-    done = CliRunner().invoke(evaluate_command, ["a", "--against", "b"])
-    assert done.exit_code == 2
-    assert done.stderr == ("venturi: there is no text to evaluate on: name a file with --data\n")
+def test_evaluate_writes_a_page(mini: Path, tmp_path: Path) -> None:
+    compress("w8a8", mini, tmp_path / "out")
+    arguments = [tmp_path / "out", "--against", mini, "--documents", 8, "--window", 24]
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(
+        evaluate_command, [*map(str, arguments), "--speed", "--report", str(page)]
+    )
+    assert done.exit_code == 0, done.output
+    for batch in (1, 8, 32):
+        assert f"generating, batch {batch}" in done.stdout
+    assert "pass: KL to the original is 0.000" in done.stdout
+    text = page.read_text()
+    assert "Passed: the compressed model is close enough" in text
+    assert "model.layers.5.mlp.down_proj" in text
+    assert "sequences at a time" in text
+    assert not re.search(r"(?:src|href)=|<script|@import|url\(", text)
+    html = HTMLParser()
+    html.feed(text)
+    html.close()
 
 
 def test_bar_on_a_terminal(

@@ -18,7 +18,9 @@ import compress
 from compress.cli import evaluate_command
 from compress.documents import read_windows
 from compress.errors import CompressError
-from compress.evaluate import Evaluation, evaluate
+from compress.evaluate import evaluate
+from compress.figures import Evaluation
+from compress.gate.text import read_files
 from compress.statistics import DocumentSums, compare, summarise
 from engine.config import EngineConfig
 
@@ -53,6 +55,7 @@ class FakeScorer:
             head="int8",
             kv_dtype="int8",
             weight_bytes=100,
+            kernels=("attention=none",),
         )
 
     def logits(self, token_ids: list[int]) -> Tensor:
@@ -145,16 +148,20 @@ def test_the_bootstrap_draws_documents() -> None:
     assert quality == summarise(wild)
 
 
-def run_fake(original: Path, tmp_path: Path, **options: Any) -> Evaluation:
-    FakeScorer.logits_V = {"original": [1.0] + [0.0] * 9, "artefact": [0.0, 1.0] + [0.0] * 8}
+def run_fake(original: Path, tmp_path: Path, window: int = 4, **options: Any) -> Evaluation:
+    logits = {"original": [1.0] + [0.0] * 9, "artefact": [0.0, 1.0] + [0.0] * 8}
+    FakeScorer.logits_V = {**logits, **options.pop("logits", {})}
     file = write(tmp_path, "a b c\0d e\0f g h a")
-    return evaluate(tmp_path / "artefact", original, [file], scorer=FakeScorer, **options)
+    text = read_files(original, [file], window=window, limit=None)
+    return evaluate(tmp_path / "artefact", original, text, scorer=FakeScorer, **options)
 
 
 def test_evaluate_with_a_fake(original: Path, tmp_path: Path) -> None:
-    result = run_fake(original, tmp_path, window=4)
+    result = run_fake(original, tmp_path)
+    assert result.quality is not None
     assert (result.documents, result.quality.tokens) == (3, 8)
     assert result.quality.flips.value == 1.0
+    assert result.broken == 0
     p = math.e / (math.e + 9)
     assert result.quality.kl.value == pytest.approx(p - p / math.e)
     assert FakeScorer.configs["original"].cache.dtype == "fp32"
@@ -162,11 +169,19 @@ def test_evaluate_with_a_fake(original: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_checks_the_models(original: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompressError, match="--window 600 is more than the model's context of 512"):
+    with pytest.raises(CompressError, match="600 tokens are more than the model's context of 512"):
         run_fake(original, tmp_path, window=600)
     FakeScorer.vocabulary = {"artefact": 11}
     with pytest.raises(CompressError, match="the vocabularies differ, 10 and 11"):
         run_fake(original, tmp_path)
+
+
+def test_logits_that_are_no_numbers(original: Path, tmp_path: Path) -> None:
+    broken = [math.nan] + [0.0] * 9
+    result = run_fake(original, tmp_path, logits={"artefact": broken})
+    assert (result.broken, result.quality, result.kl) == (3, None, None)
+    with pytest.raises(CompressError, match="the original gives NaN"):
+        run_fake(original, tmp_path, logits={"original": broken})
 
 
 @pytest.mark.shared

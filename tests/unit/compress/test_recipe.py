@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,14 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
         ("version: 1\nhead:\n" + RTN, 2, "head must be one word"),
         ("version: 1\nkv_cache: int8\n" + RTN, 2, "kv_cache must be a mapping"),
         ("version: 1\nkv_cache: {dtype: fp16}\n" + RTN, 2, "known: fp32, int8"),
-        ("version: 1\ngate:\n  mode: enforce\n" + RTN, 3, "enforce is not available yet"),
         ("version: 1\ngate: {mode: maybe}\n" + RTN, 2, "gate.mode cannot be 'maybe'"),
-        ("version: 1\ngate: {mode: off, max_kl: 0.05}\n" + RTN, 2, "gate.max_kl is of no use"),
+        ("version: 1\ngate: {max_kl: 0}\n" + RTN, 2, "gate.max_kl must be a number above 0"),
+        ("version: 1\ngate: {max_kl: .inf}\n" + RTN, 2, "gate.max_kl must be a number above 0"),
+        ("version: 1\ngate: {max_drop: 2}\n" + RTN, 2, "gate.max_drop must be a number from 0"),
+        ("version: 1\ngate: {documents: 7}\n" + RTN, 2, "gate.documents must be at least 8"),
+        ("version: 1\ngate: {length: 1}\n" + RTN, 2, "gate.length must be at least 2"),
+        ("version: 1\ngate: {max_kI: 1}\n" + RTN, 2, "did you mean 'max_kl'?"),
+        ("version: 1\ngate: {restore: often}\n" + RTN, 2, "gate.restore cannot be"),
         ("version: 1\ncalibration: {samples: 8}\n" + RTN, 2, "uses calibration"),
         ("version: 1\nmodifiers: []\n", 2, "modifiers is empty"),
         ("version: 1\nmodifiers: {type: rtn}\n", 2, "modifiers must be a list"),
@@ -143,6 +149,19 @@ def test_errors_name_the_file_and_the_line(
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gate(tmp_path: Path) -> None:
+    text = "gate: {mode: enforce, max_kl: 0.1, data: a.txt, tasks: [b.jsonl], restore: true}\n"
+    recipe = load(write(tmp_path, "version: 1\n" + text + "modifiers: [{type: rtn, scheme: w8a8}]"))
+    assert recipe.gate == Gate(
+        mode="enforce",
+        max_kl=0.1,
+        data=(f"{tmp_path}/a.txt",),
+        tasks=(f"{tmp_path}/b.jsonl",),
+        restore=True,
+    )
+    assert recipe.canonical_json() == replace(recipe, gate=Gate()).canonical_json()
 
 
 def test_options_of_each_type(tmp_path: Path) -> None:

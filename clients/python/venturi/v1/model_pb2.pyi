@@ -135,20 +135,24 @@ class LayerSummary(_message.Message):
     def __init__(self, name: _Optional[str] = ..., storage: _Optional[str] = ..., execution: _Optional[str] = ..., method: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class MeasuredQuality(_message.Message):
-    __slots__ = ("mean_kl_nats", "perplexity", "original_perplexity", "tokens", "data_sha256", "verdict")
+    __slots__ = ("mean_kl_nats", "perplexity", "original_perplexity", "tokens", "data_sha256", "verdict", "explanation", "restored_layers")
     MEAN_KL_NATS_FIELD_NUMBER: _ClassVar[int]
     PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     ORIGINAL_PERPLEXITY_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     DATA_SHA256_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_LAYERS_FIELD_NUMBER: _ClassVar[int]
     mean_kl_nats: float
     perplexity: float
     original_perplexity: float
     tokens: int
     data_sha256: str
     verdict: str
-    def __init__(self, mean_kl_nats: _Optional[float] = ..., perplexity: _Optional[float] = ..., original_perplexity: _Optional[float] = ..., tokens: _Optional[int] = ..., data_sha256: _Optional[str] = ..., verdict: _Optional[str] = ...) -> None: ...
+    explanation: str
+    restored_layers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, mean_kl_nats: _Optional[float] = ..., perplexity: _Optional[float] = ..., original_perplexity: _Optional[float] = ..., tokens: _Optional[int] = ..., data_sha256: _Optional[str] = ..., verdict: _Optional[str] = ..., explanation: _Optional[str] = ..., restored_layers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MeasuredSpeed(_message.Message):
     __slots__ = ("prefill", "decode_1", "decode_8", "decode_32")

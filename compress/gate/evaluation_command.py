@@ -1,0 +1,65 @@
+"""``venturi evaluate``: one artefact, judged without a cache."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compress.evaluate import evaluate
+from compress.gate.config import Gate
+from compress.gate.engine_identity import engine_identity
+from compress.gate.judging import calibration_ids
+from compress.gate.report import Report
+from compress.gate.speed import measure_speed
+from compress.gate.tasks import read_tasks
+from compress.gate.text import EvaluationText, generate_text, read_files
+from compress.gate.verdict import judge
+from compress.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is asked of an artefact; ``data`` () lets the original write the text.
+
+    ``documents`` None uses all of the data; ``speed`` measures generating too.
+    """
+
+    artefact: Path
+    original: Path
+    limits: Gate
+    data: tuple[Path, ...] = ()
+    tasks: tuple[Path, ...] = ()
+    documents: int | None = None
+    window: int = 256
+    kv_dtype: str = "auto"
+    speed: bool = False
+
+
+def evaluate_folder(asked: Asked, progress: Progress) -> Report:
+    """Raises ``CompressError`` or ``ModelLoadError``: a folder or a file is not as needed."""
+    tasks = read_tasks(asked.original, asked.tasks)
+    evaluation = evaluate(
+        asked.artefact,
+        asked.original,
+        _text(asked, progress),
+        tasks=tasks,
+        kv_dtype=asked.kv_dtype,
+        progress=progress,
+    )
+    if asked.speed:
+        speed = measure_speed(asked.original, asked.artefact, asked.kv_dtype, progress)
+        evaluation = replace(evaluation, speed=speed)
+    return Report(
+        key="",
+        gate=asked.limits,
+        verdict=judge(evaluation, asked.limits),
+        evaluation=evaluation,
+        engine=engine_identity(),
+    )
+
+
+def _text(asked: Asked, progress: Progress) -> EvaluationText:
+    if asked.data:
+        return read_files(asked.original, asked.data, window=asked.window, limit=asked.documents)
+    count = asked.documents or asked.limits.documents
+    progress.phase("generating", f"{count} x {asked.window} tokens to evaluate on")
+    avoid = calibration_ids(asked.artefact)
+    return generate_text(asked.original, documents=count, window=asked.window, seed=0, avoid=avoid)

@@ -1,0 +1,219 @@
+"""Judges an artefact, with what was measured before where nothing has changed since.
+
+``<cache>/texts`` keeps what originals wrote, ``<cache>/evaluations`` what was measured: a changed
+limit is judged anew without measuring. Imports no torch until something is measured.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from compress.errors import CompressError, writing
+from compress.figures import Evaluation
+from compress.gate import text as texts
+from compress.gate.config import Gate
+from compress.gate.engine_identity import engine_identity
+from compress.gate.report import Report, Restored, write_report
+from compress.gate.tasks import read_tasks
+from compress.gate.text import EvaluationText
+from compress.gate.verdict import KL, Verdict, judge, not_achievable
+from compress.progress import Progress
+from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
+from engine.client.files import read_optional_json
+
+# Of what is measured and how text is generated.
+_METHOD_VERSION = 1
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+CACHE_REMEDY = "name a writable folder with --cache-dir"
+
+
+# Halves of text and questions; all of them where nothing may be restored.
+SELECTION: Literal[0] = 0
+CONFIRMATION: Literal[1] = 1
+Half = Literal[0, 1] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An evaluation, its key and what the limits make of it."""
+
+    key: str
+    evaluation: Evaluation
+    verdict: Verdict
+
+    @property
+    def tolerable(self) -> float:
+        """Share of the KL that may stay; 1 where it is not the KL that fails, or there is none."""
+        found = [check for check in self.verdict.checks if check.name == KL]
+        return min(1.0, found[0].limit / found[0].high) if found else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Judges artefacts of ``original``; ``seed`` is the recipe's, ``kv_dtype`` what will serve."""
+
+    original: Path
+    gate: Gate
+    seed: int
+    kv_dtype: str
+    cache_dir: Path
+    progress: Progress
+
+    def check_data(self) -> None:
+        """Reads the user's files before the work. Raises ``CompressError``."""
+        if self.gate.data:
+            files = [Path(name) for name in self.gate.data]
+            texts.read_files(self.original, files, window=self.gate.length, limit=1)
+        read_tasks(self.original, [Path(name) for name in self.gate.tasks])
+
+    def report(
+        self,
+        artefact: Path,
+        half: Half = None,
+        *,
+        restored: tuple[Restored, ...] = (),
+        kept_share: float = 1.0,
+        achievable: bool = True,
+    ) -> Report:
+        """The verdict, which is also written beside the artefact.
+
+        Raises ``CompressError`` or ``ModelLoadError``: data or a folder is not as needed.
+        """
+        found = self.measure(artefact, half)
+        report = Report(
+            key=found.key,
+            gate=self.gate,
+            verdict=found.verdict if achievable else not_achievable(found.verdict),
+            evaluation=found.evaluation,
+            engine=engine_identity(),
+            restored=restored,
+            kept_share=kept_share,
+        )
+        write_report(report, artefact)
+        return report
+
+    def measure(self, artefact: Path, half: Half) -> Measured:
+        """What the limits make of a half of text and questions. Raises as ``report``."""
+        text = self.text(artefact)
+        key, evaluation = self.evaluation(artefact, text if half is None else text.half(half), half)
+        return Measured(key, evaluation, judge(evaluation, self.gate))
+
+    def text(self, artefact: Path) -> EvaluationText:
+        """The user's text, or what the original wrote, now or before."""
+        window = min(self.gate.length, _context_length(self.original))
+        documents = self.gate.documents * (2 if self.gate.restore else 1)
+        if self.gate.data:
+            files = [Path(name) for name in self.gate.data]
+            return texts.read_files(self.original, files, window=window, limit=documents)
+        calibration = calibration_ids(artefact)
+        parts = {
+            "method": _METHOD_VERSION,
+            "original": hash_sources(self.original, self._memo()).hashes,
+            "gate": [documents, window, self.seed],
+            "calibration": calibration,
+        }
+        with self._entry("texts", parts) as (_, file):
+            if (saved := texts.load(file)) is not None:
+                return saved
+            detail = f"{documents} x {window} tokens to evaluate on"
+            self.progress.phase("generating", detail)
+            text = texts.generate_text(
+                self.original,
+                documents=documents,
+                window=window,
+                seed=self.seed,
+                avoid=calibration,
+            )
+            texts.save(text, file)
+            return text
+
+    def evaluation(
+        self, artefact: Path, text: EvaluationText, half: Half
+    ) -> tuple[str, Evaluation]:
+        """What was measured, now or before, and its key."""
+        memo = self._memo()
+        parts = {
+            "method": _METHOD_VERSION,
+            "original": hash_sources(self.original, memo).hashes,
+            "artefact": hash_sources(artefact, memo).hashes,
+            "runtime": read_optional_json(artefact / MANIFEST_NAME).get("runtime"),
+            "text": [text.sha256, text.window],
+            "tasks": [_task_hashes(self.gate, memo), half],
+            "kv_dtype": self.kv_dtype,
+            "engine": engine_identity(),
+        }
+        with self._entry("evaluations", parts) as (key, file):
+            evaluation = _load(file)
+            if evaluation is None:
+                from compress.evaluate import evaluate
+
+                tasks = read_tasks(self.original, [Path(name) for name in self.gate.tasks])
+                evaluation = evaluate(
+                    artefact,
+                    self.original,
+                    text,
+                    tasks=tasks if half is None else [task.half(half) for task in tasks],
+                    kv_dtype=self.kv_dtype,
+                    progress=self.progress,
+                )
+                texts.write_whole(file, json.dumps(asdict(evaluation)) + "\n")
+            return key, evaluation
+
+    def _memo(self) -> HashMemo:
+        return HashMemo(self.cache_dir / "hashes.json")
+
+    @contextmanager
+    def _entry(self, kind: str, parts: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+        """(key, file) of a cache entry, locked: a second process waits and then finds it."""
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        folder = self.cache_dir / kind
+        with writing(folder, CACHE_REMEDY):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield key, folder / f"{key}.json"
+            finally:
+                os.close(descriptor)
+
+
+def _context_length(original: Path) -> int:
+    """Positions of the model, as far as config.json tells; loading judges the rest."""
+    config = read_optional_json(original / "config.json")
+    found = [config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int)]
+    return max(2, min(found, default=1 << 30))
+
+
+def calibration_ids(artefact: Path) -> list[list[int]]:
+    """Token ids of the calibration text, [] where there was none."""
+    path = artefact / CALIBRATION_NAME
+    if not path.exists():
+        return []
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return [[int(token) for token in ids] for ids in value]
+    except (OSError, ValueError, TypeError) as error:
+        raise CompressError(f"{path} cannot be read: {error}: compress again") from error
+
+
+def _task_hashes(gate: Gate, memo: HashMemo) -> list[list[str]]:
+    try:
+        return [[Path(name).stem, memo.sha256(Path(name))] for name in gate.tasks]
+    except OSError as error:
+        raise CompressError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _load(file: Path) -> Evaluation | None:
+    """What was saved; None where there is nothing of this version."""
+    try:
+        return msgspec.convert(json.loads(file.read_text(encoding="utf-8")), Evaluation)
+    except (OSError, ValueError, msgspec.ValidationError):
+        return None

@@ -1,0 +1,106 @@
+"""``report.json`` beside an artefact: the verdict and what it rests on. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compress.errors import CompressError
+from compress.figures import Evaluation
+from compress.gate.config import Gate
+from compress.gate.decision import Outcome
+from compress.gate.text import write_whole
+from compress.gate.verdict import Verdict
+from compress.sources import MANIFEST_NAME, REPORT_NAME
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A module that got its precision back, and what it cost before, in nats per token."""
+
+    name: str
+    before: str
+    after: str
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One verdict with its evidence. ``key`` names artefact, data, engine and processor.
+
+    ``kept_share`` of the targeted weights keep the scheme asked for.
+    """
+
+    key: str
+    gate: Gate
+    verdict: Verdict
+    evaluation: Evaluation
+    engine: Mapping[str, str]
+    restored: tuple[Restored, ...] = ()
+    kept_share: float = 1.0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the artefact must not be served."""
+        return self.gate.mode == "enforce" and self.verdict.outcome is not Outcome.PASS
+
+    def line(self) -> str:
+        """For people: one line."""
+        text = f"{self.verdict.outcome.value}: {self.verdict.sentence}"
+        if self.restored:
+            text += f"; restored: {', '.join(one.name for one in self.restored)}"
+        return text + (f"; {self.verdict.remedy}" if self.verdict.remedy else "")
+
+    def event(self) -> dict[str, Any]:
+        """For the ``done`` event."""
+        quality = self.evaluation.quality
+        return {
+            "mode": self.gate.mode,
+            "verdict": self.verdict.outcome.value,
+            "refused": self.refused,
+            "line": self.line(),
+            "data_sha256": self.evaluation.data_sha256,
+            "tokens": 0 if quality is None else quality.tokens,
+            "mean_kl_nats": None if quality is None else quality.kl.value,
+            "perplexity": None if quality is None else quality.artefact_perplexity,
+            "original_perplexity": None if quality is None else quality.original_perplexity,
+            "restored": [one.name for one in self.restored],
+        }
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes ``report.json``, and the verdict into ``venturi.json`` where there is one.
+
+    An artefact in a folder that only others may write stays as it is.
+    """
+    text = json.dumps({"format_version": FORMAT_VERSION, **asdict(report)}, indent=2)
+    with suppress(OSError):
+        write_whole(folder / REPORT_NAME, text + "\n")
+        _write_into_manifest(report, folder / MANIFEST_NAME)
+
+
+def read_report(folder: Path) -> Report:
+    """Inverse of ``write_report``. Raises ``CompressError``."""
+    path = folder / REPORT_NAME
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(value, Report)
+    except OSError as error:
+        raise CompressError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, msgspec.ValidationError) as error:
+        raise CompressError(f"{path} is no report of this version: {error}") from error
+
+
+def _write_into_manifest(report: Report, path: Path) -> None:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    verdict = {"outcome": report.verdict.outcome.value, "line": report.line(), "key": report.key}
+    write_whole(path, json.dumps({**manifest, "verdict": verdict}, indent=2) + "\n")

@@ -1,0 +1,72 @@
+"""Speed of generating, original and artefact in turn, through the engine's own steps."""
+
+import random
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from compress.figures import Speed
+from compress.generated import threads
+from compress.progress import Progress
+from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
+from engine.core import EngineCore
+from engine.types import Request, SamplingParams, StoppingParams
+
+BATCHES = (1, 8, 32)
+_PROMPT, _TOKENS, _REPEATS = 16, 32, 3
+_BLOCK_SIZE = 16
+
+
+def measure_speed(
+    original: Path, artefact: Path, kv_dtype: str, progress: Progress
+) -> tuple[Speed, ...]:
+    """Medians at each batch size, without speculation; raises ``ModelLoadError``."""
+    progress.phase("evaluating", "speed of generating")
+    count = threads(sum(file.stat().st_size for file in original.glob("*.safetensors")))
+    pair = [_core(original, "fp32", count), _core(artefact, kv_dtype, count)]
+    found = []
+    for done, batch in enumerate(BATCHES, start=1):
+        runs = [[_tokens_per_second(core, batch) for core in pair] for _ in range(_REPEATS)]
+        before, after = (round(statistics.median(side), 1) for side in zip(*runs, strict=True))
+        found.append(Speed(batch=batch, original=before, artefact=after))
+        progress.layer(done, len(BATCHES), f"batch {batch}", 0.0)
+    return tuple(found)
+
+
+def _core(folder: Path, kv_dtype: str, count: int) -> EngineCore:
+    blocks = BATCHES[-1] * (1 + -(-(_PROMPT + _TOKENS) // _BLOCK_SIZE))
+    return EngineCore.from_config(
+        EngineConfig(
+            model_dir=folder,
+            cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks),
+            scheduler=SchedulerConfig(max_sequences=BATCHES[-1], speculative_tokens=0),
+            kernels=KernelConfig(threads=count, allow_slow=True),
+        )
+    )
+
+
+def _tokens_per_second(core: EngineCore, batch: int) -> float:
+    """Of ``batch`` sequences, from when all of them have their first token."""
+    for request in _requests(core.report().vocabulary_size, batch):
+        core.submit(request)
+    begun: set[str] = set()
+    while len(begun) < batch and core.has_work:
+        begun |= {event.id for event in core.step().tokens}
+    start, tokens = time.perf_counter(), 0
+    while core.has_work:
+        tokens += len(core.step().tokens)
+    return tokens / (time.perf_counter() - start)
+
+
+def _requests(vocabulary: int, batch: int) -> Iterable[Request]:
+    draw = random.Random(0)
+    for index in range(batch):
+        yield Request(
+            id=str(index),
+            prompt=[draw.randrange(vocabulary) for _ in range(_PROMPT)],
+            sampling=SamplingParams(temperature=1.0, seed=index),
+            stopping=StoppingParams(max_tokens=_TOKENS),
+            arrival=0.0,
+            cache_salt=str(index),
+        )

@@ -1,0 +1,96 @@
+"""The gate through a real server: served with a verdict, or refused and still answering."""
+
+import re
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.testing import ServerProcess
+from venturi.v1 import admin_pb2, model_pb2
+from venturi.v1 import inference_pb2 as pb
+from venturi.v1.admin_pb2_grpc import AdminServiceStub
+from venturi.v1.inference_pb2_grpc import InferenceServiceStub
+from venturi.v1.model_pb2_grpc import ModelServiceStub
+
+STRICT = """\
+version: 1
+modifiers: [{type: rtn, scheme: w4a8, group_size: 32}]
+gate: {mode: enforce, max_kl: 0.001, documents: 8, length: 32}
+"""
+Health = health_pb2.HealthCheckResponse
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of these tests' own: others count the artefacts in theirs."""
+    return tmp_path_factory.mktemp("gate-cache")
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> Path:
+    """A recipe that loses more than it allows."""
+    path = tmp_path / "strict.yaml"
+    path.write_text(STRICT)
+    return path
+
+
+def get_model(channel: grpc.Channel) -> model_pb2.Model:
+    return ModelServiceStub(channel).GetModel(model_pb2.GetModelRequest()).model
+
+
+def test_what_fails_is_refused_and_says_why(strict: Path, cache_dir: Path) -> None:
+    flags = ("--recipe", str(strict), "--cache-dir", str(cache_dir))
+    with (
+        ServerProcess(*flags, wait_ready=False) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        server.wait_for(re.compile("refused by the gate: fail: KL .* above the limit of 0.001;"))
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == Health.NOT_SERVING
+        alive = health_pb2.HealthCheckRequest(service="liveness")
+        assert health.Check(alive).status == Health.SERVING
+        model = get_model(channel)
+        assert (model.variant, model.quality.verdict) == ("strict", "fail")
+        assert model.quality.mean_kl_nats > 0.001
+        assert "above the limit" in model.quality.explanation
+        assert model.provenance.recipe == "strict"
+        assert not model.layers
+        watch = AdminServiceStub(channel).WatchStartup(admin_pb2.WatchStartupRequest())
+        (last,) = list(watch)
+        assert last.phase == admin_pb2.PHASE_FAILED
+        assert "refused by the gate" in last.detail
+        with pytest.raises(grpc.RpcError) as caught:
+            InferenceServiceStub(channel).Generate(pb.GenerateRequest(text="x"))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "refused by the gate" in caught.value.details()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 3
+
+
+def test_a_warning_serves_and_marks_the_model(
+    strict: Path, cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    flags = ("--recipe", str(strict), "--gate", "warn", "--cache-dir", str(cache_dir))
+    with ServerProcess(*flags, *pool) as server, grpc.insecure_channel(server.target) as channel:
+        assert "served although the gate says: fail" in server.output
+        model = get_model(channel)
+        assert model.quality.verdict == "fail"
+        assert model.precision.weights == "int4"
+
+
+def test_what_passes_is_served(cache_dir: Path, pool: tuple[str, ...]) -> None:
+    flags = ("--gate", "enforce", "--cache-dir", str(cache_dir))
+    with ServerProcess(*flags, *pool) as server, grpc.insecure_channel(server.target) as channel:
+        quality = get_model(channel).quality
+        assert quality.verdict == "pass"
+        assert quality.tokens == 32 * 127
+        assert 0 < quality.mean_kl_nats < 0.002
+
+
+def test_a_gate_needs_an_original(cache_dir: Path) -> None:
+    flags = ("--recipe", "none", "--gate", "enforce", "--cache-dir", str(cache_dir))
+    with pytest.raises(RuntimeError, match="--gate enforce needs the original"):
+        ServerProcess(*flags).__enter__()
