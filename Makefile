@@ -29,12 +29,12 @@ check-native: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m bench.serve $(ARGS)
 
-# What bench.cpu compares with, each in an environment of its own (bench/peers.md).
+# What bench.cpu and bench.compressors compare with, each in an environment of its own (bench/peers.md).
 PEERS ?= build/peers
 LLAMA := 0.3.36
 PEER_PIP := bin/pip install -q --disable-pip-version-check
 
-bench-peers: $(PEERS)/openvino/stamp $(PEERS)/ctranslate2/stamp $(PEERS)/llamacpp/stamp
+bench-peers: $(foreach peer,openvino ctranslate2 llamacpp llmcompressor,$(PEERS)/$(peer)/stamp)
 
 # optimum-intel asks for torchvision, which text models never use and which has to match torch.
 $(PEERS)/openvino/stamp: bench/peers/openvino.txt
@@ -43,7 +43,7 @@ $(PEERS)/openvino/stamp: bench/peers/openvino.txt
 	$(@D)/bin/pip uninstall -q -y torchvision
 	@touch $@
 
-$(PEERS)/ctranslate2/stamp: bench/peers/ctranslate2.txt
+$(PEERS)/ctranslate2/stamp $(PEERS)/llmcompressor/stamp: $(PEERS)/%/stamp: bench/peers/%.txt
 	$(PYTHON) -m venv $(@D)
 	nice -n 19 $(@D)/$(PEER_PIP) -r $<
 	@touch $@

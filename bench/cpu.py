@@ -3,15 +3,19 @@
 python -m bench.cpu [--quick] [--json FILE] [--models S M L] [--peers NAME ...] [--repeats N]
 
 All engines take turns on the same random weights, each in a process of its own, in every
-repetition; prompts are new each time. ``make bench-peers`` sets the peers up. The whole run
-writes bench/results/cpu.md and a plot for each model; ``--quick`` measures model M without peers.
+repetition; prompts are new each time. ``make bench-peers`` sets the peers up. An engine that fails
+is noted, and the others go on. After each model cpu.md and the model's plot are written into
+``--out``; ``--report`` writes them again from build/bench/cpu.json. ``--quick`` measures model M
+without peers.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,18 +33,33 @@ RESULTS = Path("bench/results")
 BATCHES = (1, 8, 32)
 
 
-def answer(engine: Engine, s: Settings, peers: Path) -> dict[str, object]:
-    """What the engine's process prints. Raises ``RuntimeError`` with the end of its output."""
+def answer(engine: Engine, s: Settings, peers: Path, limit: float) -> dict[str, object]:
+    """What the engine's process prints.
+
+    Raises ``RuntimeError`` with the end of its output, also where it takes ``limit`` seconds.
+    """
     command = [
         *engine.command(peers),
         *("--model", str(s.model), "--work", str(s.work), "--bits", str(s.bits)),
         *("--threads", str(s.threads), "--prompt", str(s.prompt), "--new", str(s.new)),
         *("--seed", str(s.seed), "--batches", *map(str, s.batches)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{engine.name}: {done.stderr.strip()[-800:]}")
-    line: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=limit)
+        except BaseException:
+            # With the programs that a script runs.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise RuntimeError(errors.strip()[-800:])
+    line: dict[str, object] = json.loads(out.strip().splitlines()[-1])
     return line
 
 
@@ -66,16 +85,31 @@ def repetition(
     for engine in engines:
         if name not in engine.models:
             continue
-        print(f"{name} {seed + 1}/{given.repeats} {engine.name}", file=sys.stderr, flush=True)
-        s = settings(engine, name, seed, given)
+        begin = time.monotonic()
         try:
-            measured = Measured.from_answer(answer(engine, s, given.peers_folder))
-            if engine.recipe:
-                measured.add_served(measure_server(s))
-        except (RuntimeError, OSError, TimeoutError) as error:
-            results.fail(name, engine.name, str(error))
+            measured = one(engine, name, seed, given)
+        except Exception as error:
+            results.fail(name, engine.name, f"{type(error).__name__}: {error}")
+            outcome = "FAILED"
         else:
             results.add(name, engine.name, measured)
+            outcome = f"decode at 1: {measured.value('decode1_tps'):.1f} tokens/s"
+        seconds = f"{time.monotonic() - begin:.0f} s"
+        print(
+            f"{time.strftime('%H:%M:%S')} {name} {seed + 1}/{given.repeats} {engine.name}: "
+            f"{outcome}, {seconds}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def one(engine: Engine, name: str, seed: int, given: argparse.Namespace) -> Measured:
+    """One engine's figures of one repetition."""
+    s = settings(engine, name, seed, given)
+    measured = Measured.from_answer(answer(engine, s, given.peers_folder, given.limit))
+    if engine.recipe:
+        measured.add_served(measure_server(s))
+    return measured
 
 
 def full(given: argparse.Namespace) -> Results:
@@ -91,6 +125,7 @@ def full(given: argparse.Namespace) -> Results:
         for seed in range(given.repeats):
             repetition(results, engines, name, seed, given)
             results.write(given.folder / "cpu.json")
+        cpu_report.write(results, given.out)
     return results
 
 
@@ -102,7 +137,7 @@ def quick(given: argparse.Namespace) -> dict[str, object]:
     )
     repetition(results, OURS[:1], "M", 0, given)
     if results.failures:
-        raise RuntimeError(results.failures[0])
+        raise RuntimeError(results.failures["M"][OURS[0].name])
     found = results.of("M", OURS[0].name)
     ceiling = found.value("dram_gb_s") * 1e9 / matrix_weights(SHAPES["M"])
     shares = {b: found.value(f"grpc{b}_tps") / found.value(f"served{b}_tps") for b in BATCHES}
@@ -125,10 +160,12 @@ def arguments() -> argparse.Namespace:
     names = sorted({peer.environment for peer in PEERS})
     parser.add_argument("--quick", action="store_true", help="under a minute: M, no peers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--models", nargs="+", default=["S", "M"], choices=SHAPES)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--peers", nargs="*", default=names, choices=names)
     parser.add_argument("--peers-folder", type=Path, default=Path("build/peers"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="keeps models and results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="gets cpu.md and the plots")
+    parser.add_argument("--limit", type=float, default=2400, help="seconds for one engine")
     parser.add_argument("--threads", type=int, default=threads())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=512)
@@ -148,8 +185,7 @@ def main() -> None:
     else:
         results = Results.read(given.report) if given.report else full(given)
         figures = results.figures()
-        text = cpu_report.write(results, RESULTS)
-        print(text)
+        print(cpu_report.write(results, given.out))
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SCRIPTS = Path(__file__).parent / "peers"
-# Venturi's recipes that are compared, with their bits.
-RECIPES = {"w8a8": 8}
+# Venturi's recipes that are compared, with their bits. Rounding to nearest: on random weights
+# calibration would take long and change no speed.
+RECIPES = {"w8a8": 8, "w4a8": 4}
+FILES = {"w4a8": Path(__file__).parent / "w4a8-rtn.yaml"}
 
 
 @dataclass(frozen=True, kw_only=True)

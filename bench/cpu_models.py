@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from bench.cpu_engines import FILES
 from bench.random_model import Shape, write
 
 SHAPES = {
@@ -42,10 +43,14 @@ def matrix_weights(shape: Shape) -> int:
 
 def model(name: str, folder: Path) -> Path:
     """The folder of the model ``name``, written where it is not there yet."""
-    out = folder / name
+    return write_model(SHAPES[name], folder / name)
+
+
+def write_model(shape: Shape, out: Path) -> Path:
+    """A random model with a tokenizer in ``out``, written where it is not there yet."""
     if not (out / "written").is_file():
-        write(SHAPES[name], out)
-        _write_tokenizer(SHAPES[name].vocabulary, out)
+        write(shape, out)
+        _write_tokenizer(shape.vocabulary, out)
         (out / "written").touch()
     return out
 
@@ -56,7 +61,7 @@ def artefact(name: str, recipe: str, folder: Path) -> Path:
     if not out.is_dir():
         from compress import compress
 
-        compress(recipe, model(name, folder), out)
+        compress(str(FILES.get(recipe, recipe)), model(name, folder), out)
     return out
 
 

@@ -10,6 +10,7 @@ _BATCHES = (1, 8, 32)
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 500, 30, 370
 _COLOURS = ("#d62728", "#ff7f0e", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#7f7f7f")
+_DASHES = ("8 4", "2 3")
 
 Point = tuple[float, float]
 
@@ -41,7 +42,8 @@ def plot(results: Results, model: str) -> str:
     for row, (name, points) in enumerate(series.items()):
         parts += _line(axes, row, name, points, _COLOURS[row % len(_COLOURS)], "")
     for row, (name, points) in enumerate(ceilings.items(), start=len(series)):
-        parts += _line(axes, row, name, points, "#000000", ' stroke-dasharray="6 4"')
+        dashes = f' stroke-dasharray="{_DASHES[row - len(series)]}"'
+        parts += _line(axes, row, name, points, "#000000", dashes)
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '

@@ -21,13 +21,15 @@ def write(results: Results, folder: Path) -> str:
     """Writes cpu.md and cpu-MODEL.svg into ``folder``; returns the text."""
     lines = [*_head(results)]
     for model in results.models:
-        (folder / f"cpu-{model}.svg").write_text(plot(results, model), encoding="utf-8")
         lines += ["", f"## Model {model}", "", _shape(model), "", *_speeds(results, model)]
-        lines += ["", *_ratios(results, model), "", f"![tokens/s by batch](cpu-{model}.svg)"]
+        lines += ["", *_ratios(results, model)]
+        if results.models[model]:
+            (folder / f"cpu-{model}.svg").write_text(plot(results, model), encoding="utf-8")
+            lines += ["", f"![tokens/s by batch](cpu-{model}.svg)"]
     lines += ["", "## Through gRPC", "", *_served(results)]
     lines += ["", "## Targets", "", *_targets(targets(results))]
     if results.failures:
-        lines += ["", "## Not measured", "", *(f"- {failure}" for failure in results.failures)]
+        lines += ["", "## Failures", "", *_failures(results)]
     text = "\n".join(lines) + "\n"
     (folder / "cpu.md").write_text(text, encoding="utf-8")
     return text
@@ -97,6 +99,9 @@ def _speeds(results: Results, model: str) -> Iterator[str]:
         if reference is not None:
             same = f"{measured.agreement(reference.tokens)} of {len(reference.tokens)}"
         yield f"| {engine.name} | {' | '.join(cells)} | {same} |"
+    for name in results.failures.get(model, {}):
+        if name not in results.models[model]:
+            yield f"| {name} | failed | failed | failed | failed | - |"
     for engine, measured in _measured(results, model):
         if "dram_gb_s" in measured.figures:
             dram, int8 = measured.value("dram_gb_s"), measured.value("int8_gop_s")
@@ -147,6 +152,12 @@ def _served(results: Results) -> Iterator[str]:
             ]
             cpu, pss = m.value("grpc32_client_cpu"), m.value("pss_bytes") / 1e6
             yield f"| {model}, {engine.name} | {' | '.join(shares)} | {cpu:.2f} | {pss:.0f} MB |"
+
+
+def _failures(results: Results) -> Iterator[str]:
+    for model, engines in results.failures.items():
+        for engine, message in engines.items():
+            yield f"- {model}, {engine}: {' '.join(message.split())}"
 
 
 def _targets(found: list[Target]) -> Iterator[str]:

@@ -64,7 +64,7 @@ class Results:
     new: int
     repeats: int
     models: dict[str, dict[str, Measured]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, model: str, engine: str, measured: Measured) -> None:
         """One repetition more."""
@@ -74,8 +74,9 @@ class Results:
                 known.figures.setdefault(name, []).extend(values)
 
     def fail(self, model: str, engine: str, message: str) -> None:
-        """An engine that could not be measured: the report says so."""
-        self.failures.append(f"{model}, {engine}: {message}")
+        """A repetition in which an engine could not be measured: the report says so."""
+        self.models.setdefault(model, {})
+        self.failures.setdefault(model, {})[engine] = message
 
     def of(self, model: str, engine: str) -> Measured:
         """All of its repetitions. ``KeyError`` where there are none."""

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,6 +165,20 @@ class Held:
         )
 
 
+def held_out(
+    model: Path, files: Sequence[Path], documents: int, length: int, skip: int = 0
+) -> Held:
+    """Documents of each file after its first ``skip``, as many of each, ``documents`` in all."""
+    per_file = -(-documents // len(files))
+    return Held(
+        [
+            window
+            for file in files
+            for window in read_windows(model, [file], window=length, limit=skip + per_file)[skip:]
+        ]
+    )
+
+
 def compress_model(
     blocks: Blocks, ids_SL: Tensor, steps: LinearSteps
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, int], bool | None]:
@@ -213,13 +227,7 @@ def run(
     blocks = Blocks.open(Checkpoint.open(arguments.model))
     documents = 60 if arguments.quick else arguments.documents
     samples = 40 if arguments.quick else arguments.samples
-    per_file = -(-documents // len(arguments.data))
-    windows = [
-        w
-        for file in arguments.data
-        for w in read_windows(arguments.model, [file], window=arguments.length, limit=per_file)
-    ]
-    held = Held(windows)
+    held = held_out(arguments.model, arguments.data, documents, arguments.length, arguments.skip)
     ids_SL = read_samples(
         arguments.model, arguments.calibration, samples=samples, length=arguments.length, seed=0
     )
@@ -286,6 +294,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, nargs="+", default=calibration, metavar="TEXT")
     parser.add_argument("--data", type=Path, nargs="+", default=held_out, help="held-out text")
     parser.add_argument("--documents", type=int, default=160)
+    parser.add_argument("--skip", type=int, default=0, help="first documents of each file to leave")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="tokens of a document or sample")
     parser.add_argument("--quick", action="store_true", help="few methods, little text")

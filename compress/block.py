@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compress.methods.awq import Awq
 from compress.methods.base import Outcome, Pruned, Pruner, Quantiser, Rounded, Scaling
-from compress.methods.grid import IntWeight
+from compress.methods.grid import RoundedWeight
 from compress.methods.inputs import LayerInputs
 from compress.methods.sparsegpt import Joint
 from compress.scaling import Read, Scaled, ScalePlace, all_within, linear_places, norm_places
@@ -30,7 +30,7 @@ class LinearSteps:
 class LinearResult:
     """A linear's new weight, floating where it was not rounded, and how it came to it."""
 
-    weight: IntWeight | Tensor
+    weight: RoundedWeight | Tensor
     outcomes: tuple[Outcome, ...]
     relative_error: float
     clipped_share: float

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress.allocation import allocated, find_sparsities, with_sparsities
 from compress.block import BlockResult, compress_block
 from compress.calibration import read_samples
 from compress.errors import CompressError
@@ -22,11 +23,12 @@ from compress.recipe import Recipe
 from compress.sequential import Sequential
 from compress.steps import linear_steps
 from compress.store import LayerStore
+from compress.treatment import Treatment
 from engine.blocks import Blocks
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint
 
-_IDS = "calibration"
+_IDS, _SPARSITIES = "calibration", "sparsities"
 # More layers than this share whose Hessian could not be used fail the run.
 _MOST_BAD_HESSIANS = 0.1
 
@@ -41,12 +43,15 @@ class CalibratedRun:
         self._plan = plan
         self._checkpoint = checkpoint
         self.store = store
+        self._treatments: Mapping[str, Treatment] = plan.treatments
         self._blocks = Blocks.open(checkpoint)
         self.ids_SL = torch.empty(0)
 
     def run(self, progress: Progress) -> None:
         """Raises ``CompressError``: text or activations are not as needed."""
         self.ids_SL = self._samples(progress)
+        if allocated(self._plan):
+            self._treatments = with_sparsities(self._plan, self._sparsities(progress))
         layers = len(self._plan.spec.layers)
         detail = f"{len(self._plan.treatments)} linears of {layers} layers"
         progress.phase("compressing", f"{detail} on {self.ids_SL.numel()} tokens")
@@ -82,11 +87,21 @@ class CalibratedRun:
         self.store.save_extra(_IDS, ids_SL)
         return ids_SL
 
+    def _sparsities(self, progress: Progress) -> Tensor:
+        saved = self.store.extra(_SPARSITIES)
+        if saved is not None:
+            return saved
+        progress.phase("allocating", "sparsities of the decoder layers")
+        state = Sequential(self._blocks, self.ids_SL, self.store.folder)
+        found = find_sparsities(self._plan, state, self._read)
+        self.store.save_extra(_SPARSITIES, found)
+        return found
+
     @torch.inference_mode()
     def _compress(self, index: int, state: Sequential) -> None:
         layer, names = self._plan.spec.layers[index], self._plan.spec.names[index]
         modules = [module for matrix in names.matrices() for module in matrix.modules]
-        treated = {m: self._plan.treatments[m] for m in modules if m in self._plan.treatments}
+        treated = {m: self._treatments[m] for m in modules if m in self._treatments}
         wanted = {
             module
             for module, one in treated.items()
@@ -104,7 +119,7 @@ class CalibratedRun:
         for module, one in result.linears.items():
             packed, row = pack_linear(
                 module,
-                self._plan.treatments[module],
+                self._treatments[module],
                 one,
                 transposed=module in self._plan.transposed,
                 dtype=self._dtype(module),
@@ -143,7 +158,9 @@ def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> 
         if "weight_packed" in tensors:
             found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
         elif "weight_scale" in tensors:
-            weight = int_quantized.unpack(tensors, transposed=module in transposed)
+            is_int8 = tensors["weight"].dtype == torch.int8
+            unpack = int_quantized.unpack if is_int8 else float_quantized.unpack
+            weight = unpack(tensors, transposed=module in transposed)
             found[f"{module}.weight"] = weight.dequantize()
         else:
             for suffix, tensor in tensors.items():

@@ -37,6 +37,9 @@ INTERRUPTED = 130
     help="Default: $VENTURI_CACHE_DIR, $XDG_CACHE_HOME/venturi or ~/.cache/venturi.",
 )
 @click.option(
+    "--refuse-slow", is_flag=True, help="Refuse a recipe that this machine can only evaluate."
+)
+@click.option(
     "--progress",
     "mode",
     type=click.Choice(["auto", "json", "plain"]),
@@ -45,7 +48,12 @@ INTERRUPTED = 130
     help="auto: a bar on a terminal, lines elsewhere; json: one event a line on stdout.",
 )
 def compress_command(
-    model: Path, recipe: str, out: Path | None, cache_dir: Path | None, mode: str
+    model: Path,
+    recipe: str,
+    out: Path | None,
+    cache_dir: Path | None,
+    refuse_slow: bool,
+    mode: str,
 ) -> None:
     """Compress the Hugging Face folder MODEL.
 
@@ -55,6 +63,11 @@ def compress_command(
         raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
     progress = make_progress(mode)
     with _exit_codes(progress):
+        if refuse_slow and (slow := resolve(recipe).slow_schemes):
+            raise CompressError(
+                f"{', '.join(slow)} has no fast kernel on this machine: serve it with "
+                "--allow-slow, or another recipe, such as w8a8"
+            )
         progress.done(_compress(model, recipe, out, cache_dir, progress))
 
 

@@ -146,7 +146,7 @@ def _config(folder: Path, kv_dtype: str, window: int) -> EngineConfig:
         model_dir=folder,
         cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks),
         # torch has one number of threads for the process: the same for both models.
-        kernels=KernelConfig(threads=os.cpu_count()),
+        kernels=KernelConfig(threads=os.cpu_count(), allow_slow=True),
     )
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from compress.block import LinearResult
 from compress.manifest import LayerRow
 from compress.treatment import Treatment
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats.float_quantized import Float8Weight
 from engine.formats.int_quantized import Int8Weight
 
 _BASELINES = ("rtn", "magnitude", "magnitude+rtn")
@@ -20,6 +21,8 @@ def pack_linear(
     if isinstance(weight, Tensor):
         dense = weight.to(dtype)
         tensors = {"weight": dense.t().contiguous() if transposed else dense}
+    elif isinstance(weight, Float8Weight):
+        tensors = float_quantized.pack(weight, transposed=transposed)
     elif treatment.format == int_quantized.FORMAT:
         assert isinstance(weight, Int8Weight)
         tensors = int_quantized.pack(weight, transposed=transposed)

@@ -13,7 +13,7 @@ from compress.methods import METHODS
 from compress.recipe import Modifier, Recipe
 from compress.targets import HEAD, select
 from compress.treatment import Treatment, combine
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
 from engine.formats.checkpoint import Checkpoint, TensorInfo
 from engine.formats.quant_config import MIXED
 from engine.models import model_spec
@@ -108,7 +108,7 @@ def _checked_spec(checkpoint: Checkpoint) -> ModelSpec:
     path, config = checkpoint.folder / "config.json", checkpoint.config
     if "quantization_config" in config or "compression_config" in config:
         raise CompressError(
-            f"{path} has a quantization_config: the model is compressed already; "
+            f"{checkpoint.folder} has a quantization_config: the model is compressed already; "
             "name the folder of the original"
         )
     spec = model_spec(checkpoint.folder, config, checkpoint.tensors)
@@ -171,6 +171,8 @@ def _quantization_config(
 def _config_group(treatment: Treatment, targets: list[str]) -> dict[str, object]:
     if treatment.format == int_quantized.FORMAT:
         return int_quantized.config_group(targets)
+    if treatment.format == float_quantized.FORMAT:
+        return float_quantized.config_group(targets)
     assert treatment.bits is not None
     return pack_quantized.config_group(
         targets, treatment.bits, treatment.group_size, symmetric=treatment.symmetric

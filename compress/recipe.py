@@ -15,12 +15,18 @@ from compress.errors import CompressError
 from compress.recipe_nodes import suggest
 
 PRESETS = Path(__file__).with_name("presets")
-# Weights' bits and what multiplies them: int8 activations, or float ones.
-SCHEMES = {"w8a8": (8, "int8"), "w8a16": (8, "float"), "w4a16": (4, "float"), "w4a8": (4, "int8")}
-PLANNED_SCHEMES = ("fp8",)
-_PLANNED_PRESETS = ("fp8",)
+# Weights' bits and what multiplies them: int8 activations, float ones, or FP8 ones.
+SCHEMES = {
+    "w8a8": (8, "int8"),
+    "w8a16": (8, "float"),
+    "w4a16": (4, "float"),
+    "w4a8": (4, "int8"),
+    "fp8": (8, "float8"),
+}
+# Only a reference computes these here.
+SLOW_SCHEMES = ("fp8",)
 _ROUNDING = ("scheme", "group_size", "symmetric", "scale")
-_PRUNING = ("sparsity", "structure")
+_PRUNING = ("sparsity", "structure", "allocation")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "rtn": _ROUNDING,
     "gptq": (*_ROUNDING, "actorder"),
@@ -37,7 +43,7 @@ class Modifier:
     """One step: method ``type`` on the linear layers that match.
 
     Options of other types are None. ``sparsity`` is a share of the weights, or one for each
-    decoder layer.
+    decoder layer. ``allocation`` None: all layers have the same sparsity, or that of the list.
     """
 
     type: str
@@ -50,6 +56,7 @@ class Modifier:
     alpha: float | None = None
     sparsity: float | tuple[float, ...] | None = None
     structure: str | None = None
+    allocation: Literal["owl"] | None = None
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ("lm_head",)
 
@@ -113,8 +120,13 @@ class Recipe:
     @property
     def activations(self) -> Literal["int8", "float"]:
         """What multiplies packed weights; all schemes of a recipe agree on it."""
-        schemes = {m.scheme for m in self.modifiers if m.scheme is not None}
-        return "float" if schemes & {"w8a16", "w4a16"} else "int8"
+        found = {SCHEMES[m.scheme][1] for m in self.modifiers if m.scheme is not None}
+        return "int8" if "int8" in found and "float" not in found else "float"
+
+    @property
+    def slow_schemes(self) -> list[str]:
+        """Those that this machine can only evaluate."""
+        return sorted({m.scheme for m in self.modifiers if m.scheme in SLOW_SCHEMES})
 
     def sha256(self) -> str:
         """Hex digest of ``canonical_json``."""
@@ -137,8 +149,6 @@ def resolve(spec: str) -> Recipe:
     path = Path(spec)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return load(path)
-    if spec in _PLANNED_PRESETS:
-        raise CompressError(not_yet(f"recipe {spec}", presets()))
     raise CompressError(
         f"there is no recipe {spec!r}; {suggest(spec, presets())} (or the path of a YAML file)"
     )

@@ -7,10 +7,9 @@ from typing import Any, Literal, cast
 
 from yaml.nodes import Node, SequenceNode
 
-from compress.methods import METHODS, PLANNED_METHODS
+from compress.methods import METHODS, OWL_SHIFT, PLANNED_METHODS
 from compress.recipe import (
     OPTIONS,
-    PLANNED_SCHEMES,
     SCHEMES,
     Calibration,
     Gate,
@@ -23,6 +22,7 @@ from compress.recipe_nodes import RecipeNodes
 from compress.targets import pattern_error
 
 _GROUP_SIZE = 32
+_ALLOCATIONS = ("uniform", "owl")
 _PLANNED_GATE_KEYS = ("max_kl", "max_drop", "tasks")
 _KEYS = ("version", "seed", "calibration", "head", "modifiers", "kv_cache", "gate")
 
@@ -134,8 +134,7 @@ class _Reader:
         return Modifier(type=kind, **found)
 
     def _rounding(self, node: Node, kind: str, values: dict[str, Node]) -> dict[str, Any]:
-        where = self._needed(node, values, "scheme")
-        scheme = self._available(where, "scheme", tuple(SCHEMES), PLANNED_SCHEMES)
+        scheme = self.nodes.choice(self._needed(node, values, "scheme"), "scheme", SCHEMES)
         found: dict[str, Any] = {"scheme": scheme, "scale": "absmax"}
         if SCHEMES[scheme][0] == 4:
             found |= {"group_size": _GROUP_SIZE, "symmetric": True}
@@ -162,12 +161,27 @@ class _Reader:
     def _pruning(self, node: Node, values: dict[str, Node]) -> dict[str, Any]:
         where = values.get("structure")
         structure = "unstructured" if where is None else self.nodes.text(where, "structure")
+        where = values.get("allocation")
+        if where is not None and self.nodes.choice(where, "allocation", _ALLOCATIONS) == "owl":
+            return self._owl(node, values, where, structure)
         where = self._needed(node, values, "sparsity")
         if isinstance(where, SequenceNode):
             items = self.nodes.sequence(where, "sparsity")
             shares = tuple(self.nodes.share(item, "an item of sparsity") for item in items)
             return {"sparsity": shares, "structure": structure}
         return {"sparsity": self.nodes.share(where, "sparsity"), "structure": structure}
+
+    def _owl(
+        self, node: Node, values: dict[str, Node], where: Node, structure: str
+    ) -> dict[str, Any]:
+        if structure != "unstructured":
+            self.nodes.fail(where, f"allocation owl: all layers have the same {structure}")
+        share = self.nodes.share(self._needed(node, values, "sparsity"), "sparsity")
+        if not OWL_SHIFT < share < 1 - OWL_SHIFT:
+            self.nodes.fail(
+                where, f"allocation owl needs a sparsity from {OWL_SHIFT} to {1 - OWL_SHIFT}"
+            )
+        return {"sparsity": share, "structure": structure, "allocation": "owl"}
 
     def _patterns(self, node: Node, what: str) -> tuple[str, ...]:
         patterns = []

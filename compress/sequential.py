@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compress.errors import CompressError
 from compress.methods.inputs import InputAccumulator, LayerInputs
-from engine.blocks import Blocks
+from engine.blocks import Blocks, Observe
 
 # Hidden states of this size and more lie in a file.
 MAPPED_BYTES = 64 << 20
@@ -65,9 +65,14 @@ class Sequential:
         return {modules: _result(modules, captured[modules]) for modules in list(captured)}
 
     @torch.inference_mode()
-    def advance(self, index: int, changed: Mapping[str, Tensor]) -> None:
-        """Runs layer ``index`` with the tensors ``changed``; its outputs are the next inputs."""
-        layer = self._blocks.layer(index, changed)
+    def advance(
+        self, index: int, changed: Mapping[str, Tensor], observe: Observe | None = None
+    ) -> None:
+        """Runs layer ``index`` with the tensors ``changed``; its outputs are the next inputs.
+
+        ``observe`` sees what its linears read.
+        """
+        layer = self._blocks.layer(index, changed, observe)
         for part in self._parts():
             part.copy_(self._blocks.run(layer, index, part))
 

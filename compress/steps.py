@@ -16,7 +16,7 @@ from compress.methods.smoothquant import SmoothQuant
 from compress.methods.sparsegpt import Joint, SparseGpt
 from compress.methods.wanda import Wanda
 from compress.recipe import Modifier
-from compress.treatment import Treatment
+from compress.treatment import FLOAT_QUANTIZED, Treatment
 
 _PRUNERS: dict[str, Callable[[Sparsity], Pruner]] = {
     "magnitude": Magnitude,
@@ -39,6 +39,7 @@ def linear_steps(treatment: Treatment, dtype: torch.dtype) -> LinearSteps:
 def _scheme(treatment: Treatment, dtype: torch.dtype) -> Scheme:
     quantiser = treatment.quantiser
     return Scheme(
+        kind="float8" if treatment.format == FLOAT_QUANTIZED else "int",
         bits=treatment.bits or 8,
         group_size=treatment.group_size,
         symmetric=treatment.symmetric,

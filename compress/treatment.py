@@ -10,6 +10,7 @@ from compress.methods import METHODS
 from compress.recipe import SCHEMES, Modifier
 
 INT_QUANTIZED = "int-quantized"
+FLOAT_QUANTIZED = "float-quantized"
 PACK_QUANTIZED = "pack-quantized"
 
 
@@ -56,6 +57,8 @@ class Treatment:
         if self.quantiser is None:
             return "float"
         assert self.quantiser.scheme is not None
+        if self.format == FLOAT_QUANTIZED:
+            return "float8_e4m3 x float8_e4m3"
         if SCHEMES[self.quantiser.scheme][1] == "float":
             return f"int{self.bits} x float32"
         return f"int{self.bits} x int8"
@@ -100,8 +103,8 @@ def _rounding(quantiser: Modifier, columns: int) -> dict[str, Any]:
     assert quantiser.scheme is not None
     bits = SCHEMES[quantiser.scheme][0]
     if bits == 8:
-        kind = INT_QUANTIZED if quantiser.scheme == "w8a8" else PACK_QUANTIZED
-        return {"bits": 8, "format": kind}
+        kinds = {"w8a8": INT_QUANTIZED, "w8a16": PACK_QUANTIZED, "fp8": FLOAT_QUANTIZED}
+        return {"bits": 8, "format": kinds[quantiser.scheme]}
     assert quantiser.group_size is not None
     if columns % quantiser.group_size:
         return {"bits": 8, "format": PACK_QUANTIZED, "fell_back": True}

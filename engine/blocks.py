@@ -21,7 +21,7 @@ from engine.layers.linear import Linear
 from engine.layers.rotary import Rotary
 from engine.loader import DecoderLoader
 from engine.models import model_spec
-from engine.models.spec import Matrix, ModelSpec
+from engine.models.spec import LayerNames, Matrix, ModelSpec
 from engine.weights import WeightReader
 
 # Rows of the head that are in memory at once.
@@ -65,8 +65,11 @@ class Blocks:
     def layer(
         self, index: int, changed: Mapping[str, Tensor], observe: Observe | None = None
     ) -> LayerFn:
-        """Layer ``index`` with the tensors ``changed``; ``observe`` sees its linears' inputs."""
-        loader = self._loader(changed, observe)
+        """Layer ``index`` with the tensors ``changed``; ``observe`` sees its linears' inputs.
+
+        With ``observe``, what the MLP gives is 0: nobody reads it, so it is not computed.
+        """
+        loader = self._loader(changed, observe, self.spec.names[index])
         return loader.layer(self.spec.layers[index], self.spec.names[index], 0)
 
     @torch.inference_mode()
@@ -112,29 +115,38 @@ class Blocks:
         return found
 
     def _loader(
-        self, changed: Mapping[str, Tensor], observe: Observe | None = None
+        self,
+        changed: Mapping[str, Tensor],
+        observe: Observe | None = None,
+        names: LayerNames | None = None,
     ) -> DecoderLoader:
         reader = WeightReader(self.checkpoint, self.backend, changed)
         reader.activations = self.activations
-        if observe is not None:
+        if observe is not None and names is not None:
             reader = _ObservingReader(self.checkpoint, self.backend, changed)
             reader.observe = observe
+            reader.last = {mlp.down.modules for mlp in names.mlps}
         return DecoderLoader(reader, self.spec, self.backend)
 
 
 class _ObservingReader(WeightReader):
     observe: Observe
+    last: set[tuple[str, ...]]
 
     def matrix(self, matrix: Matrix, sizes: tuple[int, ...], columns: int) -> Linear:
         linear = super().matrix(matrix, sizes, columns)
-        return _Observed(linear, matrix.modules, self.observe)
+        zeros = sum(sizes) if matrix.modules in self.last else 0
+        return _Observed(linear, matrix.modules, self.observe, zeros)
 
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
+    """``zeros``: out-features that are 0 instead of computed; 0 computes them."""
+
     linear: Linear
     modules: tuple[str, ...]
     observe: Observe
+    zeros: int
 
     @property
     def storage(self) -> str:
@@ -154,4 +166,4 @@ class _Observed:
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         self.observe(self.modules, x_MK)
-        return self.linear(x_MK)
+        return x_MK.new_zeros(len(x_MK), self.zeros) if self.zeros else self.linear(x_MK)

@@ -46,14 +46,16 @@ class SchedulerConfig:
 class KernelConfig:
     """Which implementation computes: ``cpu`` (native), ``torch``, or what is there of these.
 
-    ``threads`` None chooses by the model's size. ``int8_weights`` rounds floating matrices, but for
-    routers, to int8 as they are loaded, a quarter of the memory and several times the speed: for
-    text that need not be the very model's.
+    ``threads`` None chooses by the model's size. ``allow_slow``: also load what only a
+    reference computes, which is for evaluation. ``int8_weights`` rounds floating matrices, but
+    for routers, to int8 as they are loaded, a quarter of the memory and several times the speed:
+    for text that need not be the very model's.
     """
 
     backend: str = "auto"
     threads: int | None = None
     int8_weights: bool = False
+    allow_slow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ Speaks MessagePack over a Unix socket that only this user can open. Ends with it
 
 import logging
 import os
-import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import zmq
@@ -56,14 +56,22 @@ def main(address: str, parent: int, config: EngineConfig) -> int:
     try:
         name = config.model_dir.name
         core = EngineCore.from_config(config, lambda item, items: send(Loading(item, items, name)))
+        send(Ready(core.report()))
+        run_loop(core, receive, send)
     except ModelLoadError as error:
         send(LoadFailed(str(error)))
         return 2
-    send(Ready(core.report()))
-    run_loop(core, receive, send)
-    if os.getppid() != parent:  # it was killed, and can no longer clear up
-        shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)
+    finally:
+        if os.getppid() != parent:
+            _clear_up(Path(address.removeprefix("ipc://")))
     return 0
+
+
+def _clear_up(socket: Path) -> None:
+    """For a parent that was killed: its socket, and the folder if nothing else is in it."""
+    with suppress(OSError):
+        socket.unlink(missing_ok=True)
+        socket.parent.rmdir()
 
 
 if __name__ == "__main__":

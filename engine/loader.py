@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
-from engine.formats.quant_config import checkpoint_format
+from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import AttentionWeights
@@ -44,19 +45,27 @@ def load(
     backend: str,
     progress: Progress = lambda item, items: None,
     *,
+    allow_slow: bool = False,
     int8_weights: bool = False,
 ) -> LoadedModel:
     """Raises ``ModelLoadError`` with one line on what is wrong with the folder.
 
-    ``int8_weights`` is that of ``KernelConfig``.
+    So is what only a reference computes, unless ``allow_slow``. ``int8_weights`` is that of
+    ``KernelConfig``.
     """
     checkpoint = Checkpoint.open(folder)
     spec = model_spec(folder, checkpoint.config, checkpoint.tensors)
-    kind, runtime = checkpoint_format(checkpoint.config), read_runtime(folder)
+    scheme, runtime = packed_scheme(checkpoint.config), read_runtime(folder)
+    kind = checkpoint_format(checkpoint.config) if scheme is None else scheme.format
+    if not allow_slow and any(info.dtype == "F8_E4M3" for info in checkpoint.tensors.values()):
+        raise ModelLoadError(
+            f"{folder}: FP8 has no fast kernel on this machine: "
+            "serve it with --allow-slow, or another recipe, such as w8a8"
+        )
     runtime = replace(runtime, head="int8") if int8_weights else runtime
     reader = WeightReader(checkpoint, backend)
     reader.int8_weights = int8_weights
-    reader.activations = runtime.activations
+    reader.activations, reader.scheme = runtime.activations, scheme
     decoder = DecoderLoader(reader, spec, backend).decoder(runtime, progress)
     reader.check_all_read(unused=spec.head)
     return LoadedModel(

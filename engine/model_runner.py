@@ -68,8 +68,14 @@ class ModelRunner:
         """Loads the model, tests its kernels and allocates the cache. ``ModelLoadError``."""
         with torch.inference_mode():
             backend = resolve(config.kernels.backend)
-            rounding = config.kernels.int8_weights
-            model = load(config.model_dir, backend, progress, int8_weights=rounding)
+            wanted = config.kernels
+            model = load(
+                config.model_dir,
+                backend,
+                progress,
+                allow_slow=wanted.allow_slow,
+                int8_weights=wanted.int8_weights,
+            )
             torch.set_num_threads(config.kernels.threads or _default_threads(model))
             for linear in model.linears:
                 check_linear(linear)

@@ -6,11 +6,11 @@ the cumulative distribution: a request's tokens depend on its own logits and see
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from engine.endings import NOT_FINITE
 from engine.kernels import kernel
+from engine.kernels.torch_sampling import finite_rows
 from engine.types import SamplingParams
 
 # Changes logits in place: penalties, or -inf for tokens that are not allowed.
@@ -36,8 +36,7 @@ def sample(
     if edit is None:
         tokens: list[int] = draw(logits_RV, params, positions, choices, edited=False)
         return tokens
-    # One sum finds NaN and infinity in a row (finite logits cannot overflow float32 here).
-    finite = torch.isfinite(logits_RV.sum(dim=1)).tolist()
+    finite = finite_rows(logits_RV).tolist()
     edit(logits_RV)
     tokens = draw(logits_RV, params, positions, choices, edited=True)
     return [token if good else NOT_FINITE for token, good in zip(tokens, finite, strict=True)]

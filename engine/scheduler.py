@@ -17,6 +17,7 @@ from engine.counts import Counts
 from engine.endings import ending, expiry, failure
 from engine.errors import InvalidRequest
 from engine.preemption import cheapest
+from engine.prefix import known_prefix, tokens_to_compute
 from engine.speculation import add_drafts
 from engine.speed import StepSpeed
 from engine.types import (
@@ -81,8 +82,10 @@ class Scheduler:
                 f"prompt and max_tokens make {wanted} tokens, at most {self._max_tokens} fit",
             )
         leader = Sequence(request, list(request.prompt))
-        choices = range(1, request.choices)
-        others = [Sequence(request, list(request.prompt), i, leader) for i in choices]
+        others = [
+            Sequence(request, list(request.prompt), choice=i, leader=leader)
+            for i in range(1, request.choices)
+        ]
         self._sequences[request.id] = [leader, *others]
         for sequence in self._sequences[request.id]:
             bisect.insort(self._waiting, sequence, key=_order)
@@ -157,19 +160,21 @@ class Scheduler:
 
     def _refuse_if_hopeless(self, sequence: Sequence, now: float) -> None:
         request, deadline = sequence.request, sequence.request.stopping.deadline
+        if deadline is None:
+            return
         before = [s for s in self._waiting if s.order < sequence.order] + self._running
-        if deadline is None or not before:
+        if not before:
             return  # an idle engine tries: so a speed that was measured badly is measured anew
         # Other choices find the prompt of their first one computed.
         prompts = [s for s in before if s.uncomputed > 1 and s.leader is None]
-        tokens = sum(self._unknown_tokens(s) for s in (*prompts, sequence))
+        tokens = tokens_to_compute([*prompts, sequence], self._blocks)
         needed = self._speed.seconds_needed(request, tokens)
         if now + needed > deadline:
             message = f"needs {needed:.2f} s at the speed measured, more than its deadline leaves"
-            for one in list(self._sequences[request.id]):
-                reason = FinishReason.REFUSED
-                end = self._finish(one, reason, now, message=message, retry_after_s=needed)
-                self._refused.append(end)
+            self._refused += [
+                self._finish(s, FinishReason.REFUSED, now, message=message, retry_after_s=needed)
+                for s in list(self._sequences[request.id])
+            ]
 
     def _end_cancelled(self, now: float) -> list[Finished]:
         cancelled, self._cancelled = self._cancelled, []
@@ -237,7 +242,7 @@ class Scheduler:
                 return
             if sequence.leader is not None and not sequence.leader.prompt_done:
                 continue
-            prefix = self._known_prefix(sequence)
+            prefix = known_prefix(sequence, self._blocks)
             # The whole prompt must fit now, or its chunks would soon preempt each other.
             if not self._blocks.can_share_and_grow(prefix, len(sequence.tokens)):
                 return
@@ -247,19 +252,9 @@ class Scheduler:
             budget -= length
 
     def _fits(self, sequence: Sequence) -> bool:
-        return self._blocks.can_share_and_grow(self._known_prefix(sequence), len(sequence.tokens))
-
-    def _known_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the sequence's beginning; one token at least is left to compute."""
-        if sequence.request.sampling.prompt_logprobs is not None:
-            return []  # they need the logits of every position
-        self._blocks.extend_digests(sequence.digests, sequence.tokens, sequence.request.cache_salt)
-        most = (len(sequence.tokens) - 1) // self._blocks.block_size
-        return self._blocks.match(sequence.digests[:most])
-
-    def _unknown_tokens(self, sequence: Sequence) -> int:
-        known = [] if sequence.block_table else self._known_prefix(sequence)
-        return sequence.uncomputed - len(known) * self._blocks.block_size
+        return self._blocks.can_share_and_grow(
+            known_prefix(sequence, self._blocks), len(sequence.tokens)
+        )
 
     def _start(self, sequence: Sequence, prefix: list[int], now: float) -> None:
         self._waiting.remove(sequence)

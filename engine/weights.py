@@ -1,15 +1,19 @@
 """Reads a model's weights by the names and layouts of its spec, and knows what it has read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from engine.errors import ModelLoadError
-from engine.formats import int_quantized, pack_quantized
+from engine.formats import float_quantized, int_quantized, pack_quantized
+from engine.formats.awq import AwqScheme
 from engine.formats.checkpoint import Checkpoint
+from engine.formats.gptq import GptqScheme
+from engine.formats.grouped import GroupedWeight
 from engine.layers.linear import (
     Linear,
     Split,
@@ -37,7 +41,8 @@ class WeightReader:
         """``changed``: weights [N, K] and vectors, by tensor name, in place of those on disk.
 
         ``activations`` may be set to ``int8``, for packed weights that shall run so, and
-        ``int8_weights``, for floating ones that shall be rounded to int8.
+        ``int8_weights``, for floating ones that shall be rounded to int8;
+        ``scheme`` is that of weights which GPTQ or AWQ packed.
         """
         self._checkpoint = checkpoint
         self._backend = backend
@@ -46,6 +51,7 @@ class WeightReader:
         self._counts: dict[str, int] = {}
         self.activations = "float"
         self.int8_weights = False
+        self.scheme: GptqScheme | AwqScheme | None = None
         self.linears: list[Linear] = []
         self.reports: list[LayerReport] = []
 
@@ -121,34 +127,74 @@ class WeightReader:
         self._counts[name] = rows * columns
         if f"{name}.weight_packed" in self._checkpoint.tensors:
             return self._packed(name, rows, columns)
+        if f"{name}.qweight" in self._checkpoint.tensors:
+            return self._by_scheme(name, rows, columns, bias=matrix.bias)
         weight = self._tensor(f"{name}.weight", *in_order(rows, columns))
-        if weight.dtype == torch.int8:
-            scale = self._checked(
-                f"{name}.weight_scale", self._tensor(f"{name}.weight_scale", *in_order(rows, 1))
-            )
-            tensors = {"weight": weight, "weight_scale": scale}
-            return int_quantized.unpack(tensors, transposed=matrix.transposed)
+        if weight.dtype in (torch.int8, float_quantized.DTYPE):
+            return self._by_bytes(name, weight, transposed=matrix.transposed)
         weight = self._checked(f"{name}.weight", weight).float()
         weight = weight.t() if matrix.transposed else weight
         return quantize_int8(weight) if self.int8_weights and not matrix.router else weight
 
+    def _by_bytes(self, name: str, weight: Tensor, *, transposed: bool) -> Weight:
+        """A byte for each weight, int8 or FP8; so are the activations."""
+        unpack = int_quantized.unpack if weight.dtype == torch.int8 else float_quantized.unpack
+        tensors = self._parts(name, ("weight_scale", "weight_zero_point")) | {"weight": weight}
+        with self._broken(name):
+            self._checked(f"{name}.weight_scale", tensors["weight_scale"])
+            return unpack(tensors, transposed=transposed)
+
     def _packed(self, name: str, rows: int, columns: int) -> Weight:
         """A pack-quantized weight; activations stay float unless they are to be int8."""
         suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-        names = {one: f"{name}.{one}" for one in suffixes}
-        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
-        self._read.update(found.values())
-        tensors = {one: self._checkpoint.tensor(full) for one, full in found.items()}
-        try:
+        tensors = self._parts(name, suffixes)
+        with self._broken(name):
             if tensors["weight_shape"].tolist() != [rows, columns]:
                 raise ValueError(f"weight_shape is not {[rows, columns]}")
             weight = pack_quantized.unpack(tensors)
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
-        except (KeyError, ValueError) as error:
+            if self.activations == "float":
+                return WeightOnly(weight)
+            if isinstance(weight, GroupedWeight) and weight.bits == 8:
+                raise ValueError("8 bits in groups are served with float activations, not int8")
+        return weight
+
+    def _by_scheme(self, name: str, rows: int, columns: int, *, bias: bool) -> Weight:
+        """A weight that GPTQ or AWQ packed: activations are float."""
+        suffixes = ("qweight", "qzeros", "scales", "g_idx", *(() if bias else ("bias",)))
+        tensors = self._parts(name, suffixes)
+        with self._broken(name):
+            if self.scheme is None:
+                raise ValueError(
+                    "qweight is packed, but neither config.json nor quantize_config.json says how: "
+                    "copy the quantization_config too"
+                )
+            weight, order_K = self.scheme.unpack(tensors, columns)
+            if (found := len(weight.q_NK)) != rows:
+                raise ValueError(f"qweight has {found} out-features, config.json asks for {rows}")
+            # Some packers give every layer a bias.
+            if "bias" in tensors and bool(tensors["bias"].any()):
+                raise ValueError("it has a bias that config.json does not ask for")
+            self._checked(f"{name}.scales", tensors["scales"])
+        return WeightOnly(weight, order_K)
+
+    def _parts(self, name: str, suffixes: Sequence[str]) -> dict[str, Tensor]:
+        """A module's tensors of these suffixes, where there are any."""
+        names = {one: f"{name}.{one}" for one in suffixes}
+        found = {one: full for one, full in names.items() if full in self._checkpoint.tensors}
+        self._read.update(found.values())
+        return {one: self._checkpoint.tensor(full) for one, full in found.items()}
+
+    @contextmanager
+    def _broken(self, name: str) -> Iterator[None]:
+        """What a format finds wrong with a module's tensors becomes a ``ModelLoadError``."""
+        try:
+            yield
+        except KeyError as error:
+            what = f"{error.args[0]} is missing"
+            raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {what}") from error
+        except ValueError as error:
             raise ModelLoadError(f"{self._checkpoint.folder}: {name}: {error}") from error
-        if self.activations == "int8":
-            return weight
-        return WeightOnly(weight)
 
     def _tensor(self, name: str, *shape: int) -> Tensor:
         self._read.add(name)

@@ -34,6 +34,12 @@ def main() -> None:
 )
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", metavar="PRESET|FILE", help="w8a8 (default), a YAML file, or none.")
+@click.option(
+    "--allow-slow",
+    is_flag=True,
+    default=None,
+    help="Serve what has no fast kernel here (fp8).",
+)
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 50051; 0 takes a free one.")
@@ -50,7 +56,7 @@ def main() -> None:
 @click.option("--token-budget", type=int, help="Tokens in a step. Default 512.")
 @click.option("--speculative-tokens", type=int, help="Drafts a step. Default 4; 0: off.")
 @click.option("--threads", type=int, help="Threads of the engine; default: by size.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
+@click.option("--cache-dir", type=click.Path(), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")

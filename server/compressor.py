@@ -26,13 +26,21 @@ class Compression:
 
 
 async def compress(
-    model: Path, recipe: str, cache_dir: Path | None, report: Callable[[Progress], None]
+    model: Path,
+    recipe: str,
+    cache_dir: Path | None,
+    report: Callable[[Progress], None],
+    *,
+    allow_slow: bool = False,
 ) -> Compression:
     """The artefact for (model, recipe), made or found. Raises ``CompressionFailed``.
 
-    A cancelled call ends the child, which leaves nothing half-written.
+    So does a recipe that this machine can only evaluate, unless ``allow_slow``. A cancelled call
+    ends the child, which leaves nothing half-written.
     """
     arguments = ["-P", "-m", "compress", str(model), "--recipe", recipe, "--progress", "json"]
+    if not allow_slow:
+        arguments.append("--refuse-slow")
     if cache_dir is not None:
         arguments += ["--cache-dir", str(cache_dir)]
     child = await asyncio.create_subprocess_exec(

@@ -36,7 +36,8 @@ def made_by(folder: Path) -> str | None:
     quantization = _object(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return str(quantization.get("quant_method", "quantized"))
-    return None
+    own_files = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
+    return next((name for name, file in own_files.items() if (folder / file).is_file()), None)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class ServerConfig(BaseSettings):
     model: Path = EMBEDDED_MODEL
     name: str = ""
     recipe: str = "w8a8"
+    allow_slow: bool = False
     cache_dir: Path | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
@@ -98,7 +100,7 @@ class ServerConfig(BaseSettings):
     @field_validator("cache_dir", mode="before")
     @classmethod
     def _a_folder(cls, value: Any) -> Any:
-        if value == "" or value == Path():
+        if value == "":
             raise ValueError("name a folder")
         return value
 
@@ -153,7 +155,7 @@ class ServerConfig(BaseSettings):
 def load_config(flags: dict[str, Any], file: Path | None) -> ServerConfig:
     """The resolved configuration. Raises ``ConfigError``."""
     if file is not None and not file.is_file():
-        raise ConfigError(f"{file} is not a file: name a YAML file with --config")
+        raise ConfigError(f"{file} is not a file: name a YAML file with --config or VENTURI_CONFIG")
 
     class WithFile(ServerConfig):
         model_config = SettingsConfigDict(yaml_file=file)

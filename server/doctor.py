@@ -25,8 +25,8 @@ Row = tuple[str, str, bool]
 
 @click.command()
 @click.option("--port", type=int, help="Port that the server is to use.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where artefacts are kept.")
-def doctor(port: int | None, cache_dir: Path | None) -> None:
+@click.option("--cache-dir", type=click.Path(), help="Where artefacts are kept.")
+def doctor(port: int | None, cache_dir: str | None) -> None:
     """Check what this machine can run. Exits with 1 where something is wrong."""
     given = {"port": port, "cache_dir": cache_dir}
     rows = list(_rows({name: value for name, value in given.items() if value is not None}))

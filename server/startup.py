@@ -67,7 +67,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
             token_budget=config.token_budget,
             speculative_tokens=config.speculative_tokens,
         ),
-        kernels=KernelConfig(threads=config.threads),
+        kernels=KernelConfig(threads=config.threads, allow_slow=config.allow_slow),
         log_level=config.log_level,
     )
 
@@ -82,7 +82,13 @@ async def _artefact(
         Tokenizer.from_folder(config.model)
     begin = time.time_ns()
     serving.report(Progress(phase=pb.PHASE_COMPRESSING))
-    result = await compress(config.model, config.recipe, config.cache_dir, serving.report)
+    result = await compress(
+        config.model,
+        config.recipe,
+        config.cache_dir,
+        serving.report,
+        allow_slow=config.allow_slow,
+    )
     cached = {"venturi.cached": "yes" if result.cached else "no"}
     span = telemetry.child(root, "compress", begin, time.time_ns(), cached)
     for name, phase_begin, phase_end in result.phases:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress.methods.grid import Grid, IntWeight, row_blocks
+from compress.methods.grid import Grid, RoundedWeight, row_blocks
 from compress.methods.inputs import LayerInputs
 from engine.formats.int_quantized import Int8Weight
 
@@ -44,7 +44,7 @@ class Rounded:
     ``clipped_share`` the share of weights whose nearest grid point lay outside the grid.
     """
 
-    weight: IntWeight
+    weight: RoundedWeight
     outcome: Outcome
     relative_error: float
     clipped_share: float
@@ -103,7 +103,7 @@ def best(
     return Outcome(method=kept, errors=errors, rung=rung)
 
 
-def rounded(weight_NK: Tensor, weight: IntWeight, grid: Grid, outcome: Outcome) -> Rounded:
+def rounded(weight_NK: Tensor, weight: RoundedWeight, grid: Grid, outcome: Outcome) -> Rounded:
     """``weight`` as a result, with its errors against ``weight_NK``."""
     error = norm = 0.0
     for rows in row_blocks(weight_NK):
@@ -118,7 +118,7 @@ def rounded(weight_NK: Tensor, weight: IntWeight, grid: Grid, outcome: Outcome) 
     )
 
 
-def _rows(weight: IntWeight, rows: slice) -> IntWeight:
+def _rows(weight: RoundedWeight, rows: slice) -> RoundedWeight:
     if isinstance(weight, Int8Weight):
         return Int8Weight(weight.q_NK[rows], weight.scale_N[rows])
     return weight.rows(rows)

@@ -57,16 +57,15 @@ def column_loop(
 
 
 class ColumnRounder:
-    """Rounds in-features to a grid, and keeps the integers, in-feature by in-feature."""
+    """Rounds in-features to a grid, and keeps its points, in-feature by in-feature."""
 
     def __init__(self, grid: Grid, rows: int) -> None:
-        scheme = grid.scheme
-        self._low, self._high = scheme.q_min, scheme.q_max
+        self._scheme = grid.scheme
         self._scale_GN = grid.scale_NG.float().t().contiguous()
         zero_NG = grid.zero_NG
         self._zero_GN = None if zero_NG is None else zero_NG.float().t().contiguous()
         self._size = rows // len(self._scale_GN)
-        self.q_KN = torch.empty(rows, self._scale_GN.shape[1], dtype=torch.int8)
+        self.q_KN = torch.empty(rows, self._scale_GN.shape[1], dtype=self._scheme.code)
 
     def __call__(self, k: int, weight_N: Tensor) -> Tensor:
         """The nearest grid points of in-feature ``k``."""
@@ -74,10 +73,10 @@ class ColumnRounder:
         scale_N = self._scale_GN[group]
         q_N = weight_N / scale_N
         if self._zero_GN is None:
-            q_N = q_N.round_().clamp_(self._low, self._high)
+            q_N = self._scheme.nearest(q_N)
             self.q_KN[k] = q_N
             return q_N.mul_(scale_N)
         zero_N = self._zero_GN[group]
-        q_N = q_N.add_(zero_N).round_().clamp_(self._low, self._high)
+        q_N = self._scheme.nearest(q_N.add_(zero_N))
         self.q_KN[k] = q_N
         return q_N.sub_(zero_N).mul_(scale_N)

@@ -48,7 +48,7 @@ class Gptq:
 def _loop(
     weight_NK: Tensor, grid: Grid, factor: Factor, order_K: Tensor, mask_NK: Tensor | None
 ) -> Tensor:
-    """The integers, int8 [N, K]."""
+    """The points of the grid, [N, K]."""
     assert factor.upper_KK is not None
     order, columns = order_K.tolist(), weight_NK.shape[1]
     rounder = ColumnRounder(grid, columns)

@@ -1,9 +1,10 @@
 """The grid that a weight is rounded to: scales and zero points of its groups.
 
 Scale and rounding are compressed-tensors' (``calculate_qparams``, ``quantize``): symmetric
-scale = absmax / ((2^b - 1) / 2), asymmetric (max - min) / (2^b - 1) with an integer zero
-point, scales in the weight's dtype; q = round-half-even(clamp(w / scale + zero)). That division,
-and zero points, are in float32 for every dtype, since in bf16 they would round twice.
+scale = absmax / ((2^b - 1) / 2), of FP8 absmax / 448, asymmetric (max - min) / (2^b - 1) with an
+integer zero point, scales in the weight's dtype; q = round-half-even(clamp(w / scale + zero)).
+That division, and zero points, are in float32 for every dtype, since in bf16 they would round
+twice.
 
 Shape letters: N out-features, K in-features, G groups of a row, S in-features of a group.
 """
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from compress.methods.scheme import Scheme
+from engine.formats.float_quantized import Float8Weight
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 
-IntWeight = Int8Weight | GroupedWeight
+RoundedWeight = Int8Weight | GroupedWeight | Float8Weight
 
 # Clippings that ``mse`` tries, as shares of the full range.
 _SHRINKS = tuple(1.0 - 0.02 * i for i in range(26))
@@ -35,28 +37,29 @@ class Grid:
     zero_NG: Tensor | None = None
 
     def quantize(self, weight_NK: Tensor) -> Tensor:
-        """The nearest integers, int8 [N, K]."""
-        q_NK = torch.empty(weight_NK.shape, dtype=torch.int8)
+        """The nearest points, [N, K] in the scheme's ``code``."""
+        q_NK = torch.empty(weight_NK.shape, dtype=self.scheme.code)
         for rows in row_blocks(weight_NK):
             w_NGS = grouped(weight_NK[rows], self.scale_NG.shape[1])
             zero_NG = None if self.zero_NG is None else self.zero_NG[rows]
-            q_NGS = _round(w_NGS, self.scale_NG[rows], zero_NG)
-            q_NGS.clamp_(self.scheme.q_min, self.scheme.q_max)
-            q_NK[rows] = q_NGS.flatten(1).to(torch.int8)
+            q_NGS = _scaled(w_NGS, self.scale_NG[rows], zero_NG)
+            q_NK[rows] = self.scheme.nearest(q_NGS).flatten(1).to(self.scheme.code)
         return q_NK
 
     def clipped_share(self, weight_NK: Tensor) -> float:
         """Share of weights whose nearest grid point lies outside the grid."""
-        low, high, clipped = self.scheme.q_min, self.scheme.q_max, 0
+        clipped = 0
         for rows in row_blocks(weight_NK):
             w_NGS = grouped(weight_NK[rows], self.scale_NG.shape[1])
             zero_NG = None if self.zero_NG is None else self.zero_NG[rows]
-            q_NGS = _round(w_NGS, self.scale_NG[rows], zero_NG)
-            clipped += int(((q_NGS < low) | (q_NGS > high)).sum())
+            q_NGS = _scaled(w_NGS, self.scale_NG[rows], zero_NG)
+            clipped += int(self.scheme.clips(q_NGS).sum())
         return clipped / weight_NK.numel()
 
-    def weight(self, q_NK: Tensor) -> IntWeight:
-        """The integers with their scales, as the engine knows them."""
+    def weight(self, q_NK: Tensor) -> RoundedWeight:
+        """The points with their scales, as the engine knows them."""
+        if self.scheme.kind == "float8":
+            return Float8Weight(q_NK, self.scale_NG[:, 0])
         if self.scheme.bits == 8 and self.scheme.symmetric and self.scale_NG.shape[1] == 1:
             return Int8Weight(q_NK, self.scale_NG[:, 0])
         return GroupedWeight(q_NK, self.scale_NG, self.zero_NG)
@@ -121,7 +124,7 @@ def least_error(
     least_NG = torch.full(best.shape, torch.inf)
     for shrink in _SHRINKS:
         scale_NG, zero_NG = _range(w_NGS, scheme, shrink, dtype)
-        q_NGS = _round(w_NGS, scale_NG, zero_NG).clamp_(scheme.q_min, scheme.q_max)
+        q_NGS = scheme.nearest(_scaled(w_NGS, scale_NG, zero_NG))
         if zero_NG is not None:
             q_NGS -= zero_NG[..., None]
         error_NG = error(q_NGS.mul_(scale_NG.float()[..., None]).sub_(w_NGS))
@@ -137,7 +140,7 @@ def _squares(difference_NGS: Tensor) -> Tensor:
     return difference_NGS.square_().sum(2)
 
 
-def _round(w_NGS: Tensor, scale_NG: Tensor, zero_NG: Tensor | None) -> Tensor:
-    """float32 integers, not clamped."""
+def _scaled(w_NGS: Tensor, scale_NG: Tensor, zero_NG: Tensor | None) -> Tensor:
+    """float32, in units of the grid."""
     q_NGS = w_NGS / scale_NG.float()[..., None]
-    return (q_NGS if zero_NG is None else q_NGS.add_(zero_NG[..., None])).round_()
+    return q_NGS if zero_NG is None else q_NGS.add_(zero_NG[..., None])

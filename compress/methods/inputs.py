@@ -3,6 +3,7 @@
 Shape letters: M rows (tokens), K in-features, S rows of the sample.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,8 @@ from compress.methods.hessian import Factor, factor
 
 # Rows that are kept as they are, for searches that need whole inputs.
 SAMPLE_ROWS = 512
+# x^T x is symmetric: blocks of so many rows are added up to their diagonal only.
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ class InputAccumulator:
         """Takes ``sample_rows`` evenly spread rows of the batch into the sample."""
         x_MK = x_MK.float()
         self._tokens += len(x_MK)
-        self._sum_KK.addmm_(x_MK.t(), x_MK)
+        for rows in self._blocks():
+            self._sum_KK[rows, : rows.stop].addmm_(x_MK[:, rows].t(), x_MK[:, : rows.stop])
         absolute_MK = x_MK.abs()
         self._abs_K += absolute_MK.sum(0, dtype=torch.float64)
         if len(x_MK):
@@ -105,6 +109,8 @@ class InputAccumulator:
             raise ValueError("calibration never reached this layer")
         if not bool(self._max_K.isfinite().all()):
             raise ValueError("calibration gave this layer NaN or infinite inputs")
+        for rows in self._blocks():
+            self._sum_KK[: rows.start, rows] = self._sum_KK[rows, : rows.start].t()
         return LayerInputs(
             tokens=self._tokens,
             hessian_KK=self._sum_KK / self._tokens,
@@ -112,3 +118,8 @@ class InputAccumulator:
             absmax_K=self._max_K,
             sample_SK=torch.cat(self._sample),
         )
+
+    def _blocks(self) -> Iterator[slice]:
+        columns = len(self._sum_KK)
+        for first in range(0, columns, _BLOCK):
+            yield slice(first, min(first + _BLOCK, columns))

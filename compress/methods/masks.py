@@ -58,5 +58,9 @@ def lowest(score: Tensor, sparsity: Sparsity, *, per_row: bool) -> Tensor:
 
 
 def _drop(score: Tensor, count: int) -> Tensor:
-    order = score.argsort(dim=-1, stable=True)[..., :count]
-    return torch.zeros(score.shape, dtype=torch.bool).scatter_(-1, order, value=True)
+    if count == 0:
+        return torch.zeros(score.shape, dtype=torch.bool)
+    bound = score.kthvalue(count, dim=-1, keepdim=True).values
+    below, equal = score < bound, score == bound
+    left = count - below.sum(dim=-1, keepdim=True)
+    return below | (equal & (equal.cumsum(dim=-1) <= left))

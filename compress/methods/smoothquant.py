@@ -9,7 +9,7 @@ from torch import Tensor
 from compress.methods.grid import make_grid
 from compress.methods.inputs import LayerInputs
 from compress.methods.scheme import Scheme
-from engine.kernels.reference import quantize_activations
+from engine.kernels.reference import float8_activations, quantize_activations
 
 NAME = "smoothquant"
 _LEAST = 1e-5
@@ -19,8 +19,8 @@ _LEAST = 1e-5
 class SmoothQuant:
     """scale = max|x|^alpha / max|w|^(1 - alpha) of each in-feature.
 
-    Never worse than 1 by the output error of int8 activations and ``scheme``'s weights on
-    the sample.
+    Never worse than 1 by the output error, on the sample, of ``scheme``'s weights and of
+    activations that are int8, or FP8 where weights are.
     """
 
     alpha: float
@@ -40,7 +40,8 @@ class SmoothQuant:
         return scale_K if better else unit_K
 
     def _error(self, weights: Sequence[Tensor], inputs: LayerInputs, scale_K: Tensor) -> float:
-        q_SK, scale_S = quantize_activations(inputs.sample_SK / scale_K)
+        quantise = float8_activations if self.scheme.kind == "float8" else quantize_activations
+        q_SK, scale_S = quantise(inputs.sample_SK / scale_K)
         rounded_SK = q_SK.float() * scale_S[:, None]
         error = 0.0
         for weight_NK in weights:

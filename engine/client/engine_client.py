@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from engine.client.stream import TokenStream
+from engine.client.stream import Crowd, TokenStream
 from engine.client.transport import Transport
 from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
 from engine.messages import (
@@ -74,6 +74,7 @@ class EngineClient:
         self._make_transport = make_transport
         self._transport: Transport | None = None
         self._streams: dict[str, TokenStream] = {}
+        self._crowd = Crowd()
         self._waiting_stats: list[asyncio.Future[EngineStats]] = []
         self._ready: asyncio.Future[ModelReport] | None = None
         self._restart: asyncio.Task[None] | None = None
@@ -120,9 +121,7 @@ class EngineClient:
         if request.id in self._streams:
             raise InvalidRequest("request_id", "a request with this id is running")
         self.totals.prompt_tokens += len(request.prompt)
-        stream = self._streams[request.id] = TokenStream(
-            request.choices, lambda: len(self._streams)
-        )
+        stream = self._streams[request.id] = TokenStream(request.choices, self._crowd)
         self._transport.send(Submit(request))
         return stream
 

@@ -180,7 +180,9 @@ class Generator:
         """Token ids of the prompt, and its text where that is known or wanted."""
         prompt = request.prompt
         if not isinstance(prompt, list):
-            return await self.tokenize(prompt, reserve=place.reserve)
+            ids, text = await self.tokenize(prompt, reserve=place.reserve)
+            check_ids("input", ids, self.limits)  # a tokenizer may know more than the model
+            return ids, text
         place.reserve(len(prompt))
         return prompt, await self.detokenize(prompt) if request.echo else ""
 

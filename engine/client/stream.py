@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engine.types import Finished, TokenEvent, TokenLogprobs
 
 # A message costs a server and a client on one machine some 0.1 ms, which the model then lacks.
-_CROWD_DELAY_S = 0.0008  # for each open stream but one
+_CROWD_DELAY_S = 0.0008  # for each stream in the crowd but one
 _MOST_CROWD_DELAY_S = 0.025
 
 
@@ -27,11 +27,18 @@ class Coalescing:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
 
-    def delay(self, open_streams: int) -> float:
-        """How long a token may wait where so many streams are open."""
+    def delay(self, crowd: int) -> float:
+        """How long a token may wait where tokens go out of so many streams."""
         if self.max_delay is not None:
             return self.max_delay
-        return min(_CROWD_DELAY_S * (open_streams - 1), _MOST_CROWD_DELAY_S)
+        return min(_CROWD_DELAY_S * max(0, crowd - 1), _MOST_CROWD_DELAY_S)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """How many streams have begun to get tokens, and have not ended."""
+
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +72,18 @@ class TokenStream:
     """Bounded by the request's own max_tokens: a slow reader finds more at once.
 
     ``on_start`` is called once: when the first token or terminal event is there, read or not.
-    ``open_streams`` says how many there are, this one included.
+    ``crowd`` is what all streams of an engine share.
     """
 
-    def __init__(self, choices: int = 1, open_streams: Callable[[], int] = lambda: 1) -> None:
+    def __init__(self, choices: int = 1, crowd: Crowd | None = None) -> None:
         self.choices = choices
         self.prompt: list[TokenLogprobs] = []
         self.on_start: Callable[[], None] = lambda: None
         self._choices = [_Choice() for _ in range(choices)]
-        self._open_streams = open_streams
+        self._crowd = crowd or Crowd()
+        self._in_crowd = False
         self._started = False
+        self._overdue = False  # tokens have waited long enough
         self._arrived = asyncio.Event()
         # What the reader waits for: None where the next event, whatever it is, must wake it.
         self._awaited: Coalescing | None = None
@@ -91,6 +100,9 @@ class TokenStream:
     def put_token(self, event: TokenEvent) -> None:
         """Adds a token."""
         choice = self._choices[event.choice]
+        if not self._in_crowd and not self.ended:
+            self._in_crowd = True
+            self._crowd.size += 1
         if not choice.tokens:
             choice.since = time.monotonic()
         choice.tokens.append(event)
@@ -100,12 +112,16 @@ class TokenStream:
         """Adds a choice's terminal event. The first one counts."""
         choice = self._choices[finished.choice]
         choice.finished = choice.finished or finished
+        if self._in_crowd and self.ended:
+            self._in_crowd = False
+            self._crowd.size -= 1
         self._arrive()
 
     async def next(self, coalescing: Coalescing) -> Slice:
         """Waits for at least one event. A choice's first token never waits for others."""
         while (index := self._ready(coalescing)) is None:
             await self._more(coalescing)
+        self._overdue = False
         choice = self._choices[index]
         choice.started = True
         tokens = choice.tokens[: coalescing.max_tokens]
@@ -122,9 +138,14 @@ class TokenStream:
         if self._awaited is None or self._ready(self._awaited) is not None:
             self._arrived.set()
 
+    def _time_is_over(self) -> None:
+        self._overdue = True
+        self._arrived.set()
+
     def _ready(self, coalescing: Coalescing) -> int | None:
-        due = time.monotonic() - coalescing.delay(self._open_streams())
-        most = coalescing.max_tokens
+        # A loop's timer may be early by the clock: what it says counts.
+        delay = 0.0 if self._overdue else coalescing.delay(self._crowd.size)
+        due, most = time.monotonic() - delay, coalescing.max_tokens
         if self.choices == 1:
             return 0 if self._choices[0].ready(most, due) else None
         ready = [i for i, choice in enumerate(self._choices) if choice.ready(most, due)]
@@ -137,8 +158,8 @@ class TokenStream:
         timer = None
         if first is not None:
             self._awaited = coalescing
-            left = first + coalescing.delay(self._open_streams()) - time.monotonic()
-            timer = asyncio.get_running_loop().call_later(max(0.0, left), self._arrived.set)
+            left = first + coalescing.delay(self._crowd.size) - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_is_over)
         self._arrived.clear()
         try:
             await self._arrived.wait()

@@ -100,7 +100,7 @@ def _within(field: str, value: float | None, low: float, high: float) -> None:
 
 def check_ids(field: str, ids: list[int] | tuple[int, ...], limits: Limits) -> None:
     """Raises ``InvalidRequest`` for ids outside of the vocabulary."""
-    if any(not 0 <= token < limits.vocabulary_size for token in ids):
+    if ids and (min(ids) < 0 or max(ids) >= limits.vocabulary_size):
         raise InvalidRequest(field, f"ids must be from 0 to {limits.vocabulary_size - 1}")
 
 

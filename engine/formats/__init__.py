@@ -3,3 +3,6 @@
 A format is a frozen spec and two pure functions, ``pack`` and ``unpack``, that are each
 other's inverse. The reader defines the format; ``compress`` depends on it.
 """
+
+# Ends the message of a refusal: what can be done about a quantisation that is not served.
+REMEDY = "quantise the original anew, or serve the original with --recipe"

@@ -20,6 +20,7 @@ from engine.errors import ModelLoadError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+_OWN_FILES = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 _MAX_HEADER_BYTES = 100 << 20
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 _ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -37,7 +38,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened folder. Tensors are read one at a time; nothing stays in memory."""
+    """An opened folder. Tensors are read one at a time; nothing stays in memory.
+
+    ``config`` is config.json; ``quantization_config`` has what a file of its own says too.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -48,7 +52,7 @@ class Checkpoint:
         """Reads and validates config.json and all safetensors headers of ``folder``."""
         if not folder.is_dir():
             raise ModelLoadError(f"{folder} is not a folder: name a Hugging Face model folder")
-        config = read_json(folder / "config.json")
+        config = _with_own_file(folder, read_json(folder / "config.json"))
         tensors: dict[str, TensorInfo] = {}
         for file in _weight_files(folder):
             tensors |= read_header(file)
@@ -110,6 +114,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _with_own_file(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What older GPTQ and AWQ checkpoints keep beside config.json, which has the last word."""
+    said = config.get("quantization_config")
+    for method, name in _OWN_FILES.items():
+        served = said is None or (isinstance(said, dict) and said.get("quant_method") == method)
+        if served and (folder / name).exists():
+            own = {"quant_method": method, **read_json(folder / name)}
+            return {**config, "quantization_config": {**own, **(said or {})}}
+    return config
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_NAME).exists():
         weight_map = read_json(folder / INDEX_NAME).get("weight_map")
@@ -126,7 +141,9 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} has no safetensors weights; .bin, .pt and .gguf files are not read: "
             "convert them with transformers' save_pretrained"
         )
-    raise ModelLoadError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}")
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    remedy = f": rename {others[0]}" if len(others) == 1 else ""
+    raise ModelLoadError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}{remedy}")
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ class GroupedWeight:
         scale_NG: floating point. The last group may be shorter than ``group``.
         zero_NG: int8 in the range of q, or None where all are 0.
         group: columns of a group; 0 for as many as make G equal groups.
-        bits: 4 or 8; with 8 there are no zero points.
+        bits: 4 or 8.
     """
 
     q_NK: Tensor
@@ -29,7 +30,7 @@ class GroupedWeight:
         N, K = self.q_NK.shape
         groups = (N, -(-K // self.group))
         assert self.scale_NG.shape == groups
-        assert self.zero_NG is None or (self.zero_NG.shape == groups and self.bits == 4)
+        assert self.zero_NG is None or self.zero_NG.shape == groups
 
     def integers(self) -> Tensor:
         """int32 [N, K]: ``q - zero``."""
@@ -49,3 +50,18 @@ class GroupedWeight:
 
     def _spread(self, values_NG: Tensor) -> Tensor:
         return values_NG.repeat_interleave(self.group, 1)[:, : self.q_NK.shape[1]]
+
+
+def by_group(g_idx_K: Tensor, group: int) -> Tensor | None:
+    """The columns of a row, group after group, where ``g_idx_K`` has each column's group.
+
+    None where they lie so already. Raises ``ValueError`` unless each group but the last has
+    ``group`` columns.
+    """
+    in_order_K = torch.arange(len(g_idx_K)) // group
+    if torch.equal(g_idx_K.long(), in_order_K):
+        return None
+    found_K, order_K = g_idx_K.long().sort(stable=True)
+    if not torch.equal(found_K, in_order_K):
+        raise ValueError(f"g_idx does not divide {len(g_idx_K)} columns into groups of {group}")
+    return order_K

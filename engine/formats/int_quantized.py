@@ -1,15 +1,18 @@
-"""compressed-tensors' ``int-quantized`` with 8 bits and one scale for each output channel.
+"""compressed-tensors' ``int-quantized``: a byte for each weight, int8 activations.
 
 Tensors of a linear layer: ``weight`` int8 [N, K], ``weight_scale`` [N, 1] in the model's
 dtype; weight = q * scale. Activations are quantised per token when the layer runs. Layers
 that store their weight as [K, N] (GPT-2's Conv1D) keep doing so: both tensors are
-transposed, the scale to [1, N], and weight = q * scale still holds.
+transposed, the scale to [1, N], and weight = q * scale still holds. Others write 4 bits in
+groups so too, [N, G] scales and integers in [-8, 7], which is read and not written.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from engine.formats.grouped import GroupedWeight
 
 FORMAT = "int-quantized"
 
@@ -32,16 +35,25 @@ def pack(weight: Int8Weight, *, transposed: bool = False) -> dict[str, Tensor]:
     return {name: (t.t() if transposed else t).contiguous() for name, t in tensors.items()}
 
 
-def unpack(tensors: dict[str, Tensor], *, transposed: bool = False) -> Int8Weight:
+def unpack(tensors: dict[str, Tensor], *, transposed: bool = False) -> Int8Weight | GroupedWeight:
     """Inverse of ``pack``. Raises ``ValueError`` on other dtypes or shapes."""
     q_NK, scale = tensors["weight"], tensors["weight_scale"]
     if transposed:
         q_NK, scale = q_NK.t(), scale.t()
     if q_NK.dtype != torch.int8 or q_NK.ndim != 2:
         raise ValueError(f"weight must be int8 [N, K], not {q_NK.dtype} {list(q_NK.shape)}")
-    if not scale.is_floating_point() or scale.shape != (q_NK.shape[0], 1):
-        raise ValueError(f"weight_scale must be floating [N, 1], not {list(scale.shape)}")
-    return Int8Weight(q_NK, scale[:, 0])
+    if not scale.is_floating_point() or scale.ndim != 2 or len(scale) != len(q_NK):
+        raise ValueError(f"weight_scale must be floating [N, G], not {list(scale.shape)}")
+    # Some writers store the zero points of symmetric grids too.
+    if "weight_zero_point" in tensors and bool(tensors["weight_zero_point"].any()):
+        raise ValueError("weight_zero_point must be 0")
+    groups = scale.shape[1]
+    if groups == 1:
+        return Int8Weight(q_NK, scale[:, 0])
+    low, high = (int(value) for value in q_NK.aminmax())
+    if not groups or q_NK.shape[1] % groups or not -8 <= low <= high <= 7:
+        raise ValueError(f"weight_scale [N, {groups}] must be of 4 bits in groups")
+    return GroupedWeight(q_NK, scale)
 
 
 def config_group(targets: list[str]) -> dict[str, object]:

@@ -20,7 +20,7 @@ BITS = (4, 8)
 
 def pack(weight: GroupedWeight | Int8Weight) -> dict[str, Tensor]:
     """The layer's tensors, by their names after the module's name."""
-    bits = 8 if isinstance(weight, Int8Weight) else 4
+    bits = 8 if isinstance(weight, Int8Weight) else weight.bits
     scale_NG = weight.scale_N[:, None] if isinstance(weight, Int8Weight) else weight.scale_NG
     tensors = {
         "weight_packed": pack_rows(weight.q_NK, bits),
@@ -46,16 +46,14 @@ def unpack(tensors: dict[str, Tensor]) -> GroupedWeight | Int8Weight:
     if not groups or columns % groups:
         raise ValueError(f"{groups} groups do not divide {columns} in-features")
     q_NK, zeros = unpack_rows(packed, bits, columns), tensors.get("weight_zero_point")
-    if bits == 8:
-        if groups != 1 or zeros is not None:
-            raise ValueError("8 bits in groups, or with zero points, are not served")
+    if bits == 8 and groups == 1 and zeros is None:
         return Int8Weight(q_NK, scale_NG[:, 0])
     if zeros is None:
-        return GroupedWeight(q_NK, scale_NG)
+        return GroupedWeight(q_NK, scale_NG, bits=bits)
     if zeros.dtype != torch.int32 or zeros.shape != (-(-rows * bits // 32), groups):
         raise ValueError(f"weight_zero_point is {zeros.dtype} {list(zeros.shape)}")
     zero_GN = unpack_rows(zeros.t().contiguous(), bits, rows)
-    return GroupedWeight(q_NK, scale_NG, zero_GN.t().contiguous())
+    return GroupedWeight(q_NK, scale_NG, zero_GN.t().contiguous(), bits=bits)
 
 
 def packed_bits(shape: tuple[int, ...], columns: int) -> int:

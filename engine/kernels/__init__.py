@@ -20,6 +20,9 @@ TABLE = {
     ("int8_linear", "torch"): "engine.kernels.torch_native",
     ("int4_linear", "reference"): "engine.kernels.reference",
     ("int4_linear", "torch"): "engine.kernels.torch_native",
+    ("float8_linear", "reference"): "engine.kernels.reference",
+    ("float8_linear", "torch"): "engine.kernels.reference",  # exact, and slow
+    ("float8_linear", "cpu"): "engine.kernels.reference",
     ("dense_linear", "reference"): "engine.kernels.reference",
     ("dense_linear", "torch"): "engine.kernels.torch_native",
     ("rms_norm", "reference"): "engine.kernels.reference",

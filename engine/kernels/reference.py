@@ -1,14 +1,22 @@
 """Plain torch references: what each kernel must compute, written for reading, not for speed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.endings import NOT_FINITE
+from engine.formats.float_quantized import LARGEST, Float8Weight, to_float8
 from engine.formats.grouped import GroupedWeight
 from engine.types import SamplingParams
 from engine.uniform import uniform_number
+
+# Out-features that are float64 at a time.
+_FLOAT64_ROWS = 1024
+
+# What others are taken for: with these, no difference of logits divided by them is NaN.
+TEMPERATURES = (torch.finfo(torch.float32).tiny, 1e30)
 
 
 def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +55,28 @@ def int4_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
 def weight_only_linear(x_MK: Tensor, weight: GroupedWeight) -> Tensor:
     """W8A16, W4A16: float32 [M, N], float activations and dequantised weights."""
     return (x_MK.double() @ weight.dequantize().double().t()).float()
+
+
+def float8_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """float8_e4m3fn [M, K] and float32 scales [M]: one for each row.
+
+    q is the FP8 value nearest to x / scale, the scale absmax / 448, or the smallest normal
+    float32 where that is larger: of a zero row, for one.
+    """
+    scale_M = (x_MK.abs().amax(1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    return to_float8(x_MK / scale_M[:, None]), scale_M
+
+
+def float8_linear(x_MK: Tensor, weight: Float8Weight) -> Tensor:
+    """FP8: float32 [M, N] = float(sum over K of float8 * float8) * (row scale * weight scale).
+
+    The sums are exact: products are multiples of 2^-18 below 2^18, and float64 holds the sum
+    of 2^17 of them. So a row does not depend on the others.
+    """
+    q_MK, scale_M = float8_activations(x_MK)
+    x64_MK, parts = q_MK.double(), weight.q_NK.split(_FLOAT64_ROWS)
+    sums_MN = torch.cat([x64_MK @ part.double().t() for part in parts], 1).float()
+    return sums_MN * (scale_M[:, None] * weight.scale_N)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -121,10 +151,26 @@ def attention(
         cap: scores become cap * tanh(score / cap).
         slopes_H: ALiBi: a score falls by a head's slope for each position of distance.
     """
+    scores_HLS = attention_scores(
+        q_LHD, k_SJD, scale=scale, window=window, cap=cap, slopes_H=slopes_H
+    )
+    v_SHD = v_SJD.repeat_interleave(q_LHD.shape[1] // v_SJD.shape[1], dim=1)
+    return torch.einsum("hls,shd->lhd", scores_HLS.softmax(-1), v_SHD)
+
+
+def attention_scores(
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    cap: float | None = None,
+    slopes_H: Tensor | None = None,
+) -> Tensor:
+    """[H, L, S]: what ``attention`` takes the softmax of; -inf where a query does not see."""
     L, H, D = q_LHD.shape
     S, J, _ = k_SJD.shape
     k_SHD = k_SJD.repeat_interleave(H // J, dim=1)
-    v_SHD = v_SJD.repeat_interleave(H // J, dim=1)
     scores_HLS = torch.einsum("lhd,shd->hls", q_LHD, k_SHD)
     scores_HLS = scores_HLS * (D**-0.5 if scale is None else scale)
     if cap is not None:
@@ -133,20 +179,46 @@ def attention(
     if slopes_H is not None:
         scores_HLS = scores_HLS - slopes_H[:, None, None] * distance_LS
     hidden_LS = (distance_LS < 0) | (distance_LS >= (window or S))
-    probabilities = scores_HLS.masked_fill(hidden_LS, -torch.inf).softmax(-1)
-    return torch.einsum("hls,shd->lhd", probabilities, v_SHD)
+    return scores_HLS.masked_fill(hidden_LS, -torch.inf)
 
 
 def int8_attention(
-    q_LHD: Tensor, k_SJD: Tensor, v_SJD: Tensor, **options: float | Tensor | None
+    q_LHD: Tensor,
+    k_SJD: Tensor,
+    v_SJD: Tensor,
+    *,
+    chunk: int = 256,
+    levels: int | None = 32767,
+    **options: Any,
 ) -> Tensor:
-    """``attention`` as it is on INT8 pages: queries are rounded as keys and values were.
+    """``attention`` as it is on INT8 pages, float32 [L, H, D].
 
-    Of each query head q = round_half_even(x * (127 / absmax)), x ~ q * (absmax / 127).
+    Queries are rounded as keys and values were: of each query head q = round_half_even(x * (127 /
+    absmax)), x ~ q * (absmax / 127). In every chunk of positions, counted from the first, the
+    weights exp(score) * value scale are rounded to levels of the chunk's largest, round_half_even(w
+    * (levels / largest)), and multiplied with the values' integers. The softmax divides by the sum
+    of the exponentials as they were. Where ``levels`` is None, weights are not rounded.
     """
     q, scale = quantize_activations(q_LHD.flatten(0, 1))
     rounded_LHD = (q * scale[:, None]).view_as(q_LHD).to(k_SJD.dtype)
-    return attention(rounded_LHD, k_SJD, v_SJD, **options)  # type: ignore[arg-type]
+    if levels is None:
+        return attention(rounded_LHD, k_SJD, v_SJD, **options)
+    scores_HLS = attention_scores(rounded_LHD, k_SJD, **options)
+    exponentials_HLS = (scores_HLS - scores_HLS.amax(-1, keepdim=True)).exp()
+    scale_SJ = v_SJD.abs().amax(-1) / 127
+    v_SJD = (v_SJD / scale_SJ.clamp(min=torch.finfo(v_SJD.dtype).tiny)[..., None]).round()
+    group = q_LHD.shape[1] // v_SJD.shape[1]
+    sums_LHD = torch.zeros_like(rounded_LHD)
+    for begin in range(0, len(k_SJD), chunk):
+        part = slice(begin, begin + chunk)
+        scale_HS = scale_SJ[part].repeat_interleave(group, dim=1).t()
+        weights_HLS = exponentials_HLS[..., part] * scale_HS[:, None]
+        level_HL1 = weights_HLS.amax(-1, keepdim=True) / levels
+        level_HL1 = level_HL1.clamp(min=torch.finfo(level_HL1.dtype).tiny)
+        rounded_HLS = (weights_HLS / level_HL1).round() * level_HL1
+        v_SHD = v_SJD[part].repeat_interleave(group, dim=1)
+        sums_LHD += torch.einsum("hls,shd->lhd", rounded_HLS, v_SHD)
+    return sums_LHD / exponentials_HLS.sum(-1).t()[..., None]
 
 
 def sample(
@@ -161,7 +233,8 @@ def sample(
 
     Temperature, then top-k, top-p and min-p, in the order of transformers; of equal logits the
     first ones are kept. What is kept is drawn in the order of columns. ``edited`` says that
-    -inf is a token that is not allowed; elsewhere it is an error, as NaN is.
+    -inf is a token that is not allowed and that there is no NaN; elsewhere both are errors.
+    Temperatures but 0 count as one from ``TEMPERATURES``.
     """
     rows = zip(logits_RV, params, positions, choices, strict=True)
     return [_sample_row(*row, edited=edited) for row in rows]
@@ -176,7 +249,8 @@ def _sample_row(
         return int(logits_V.argmax())
     order_V = logits_V.sort(descending=True, stable=True).indices
     largest_V = logits_V[order_V].double()
-    weights_V = ((largest_V - largest_V[0]) / params.temperature).exp()
+    low, high = TEMPERATURES
+    weights_V = ((largest_V - largest_V[0]) / min(max(params.temperature, low), high)).exp()
     if params.top_k:
         weights_V[params.top_k :] = 0
     kept_V = weights_V >= params.min_p

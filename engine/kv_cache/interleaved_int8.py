@@ -3,8 +3,9 @@
 The numbers are those of ``Int8KvCache``: one scale for each token and head, x ~ q * scale.
 A page holds one KV head's tokens of one block, keys before values. Keys lie [S / 16, D / 4,
 16, 4] as q + 128, so that one vector load brings four features of sixteen tokens, as the
-processor's dot products of four bytes take them; values lie [S, D]. D is padded with zeros
-to whole vectors.
+processor's dot products of four bytes take them; values lie [S / 2, D, 2], two tokens side by
+side, as its dot products of two 16-bit numbers take them. D is padded with zeros to whole
+vectors.
 """
 
 import torch
@@ -64,7 +65,8 @@ class InterleavedInt8KvCache:
         pages_BPJX = self.pages[layer][block_tables_BP]
         quads = pages_BPJX[..., :half].unflatten(-1, (-1, self._padded_dim // 4, LANES, 4))
         k_BPJSD = quads.transpose(-3, -2).flatten(-2).flatten(-3, -2)[..., :dim].float() - 128.0
-        values = pages_BPJX[..., half:].view(torch.int8).unflatten(-1, (-1, self._padded_dim))
+        pairs = pages_BPJX[..., half:].view(torch.int8).unflatten(-1, (-1, self._padded_dim, 2))
+        values = pairs.transpose(-2, -1).flatten(-3, -2)
         scales_BPJ2S = self.scales[layer][block_tables_BP]
         return (
             _scaled(k_BPJSD, scales_BPJ2S[..., 0, :], context_lens_B),

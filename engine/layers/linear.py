@@ -10,19 +10,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.formats.float_quantized import Float8Weight
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel
-from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes
+from engine.kernels.cpu.grouped import PackedGroupedLinear, per_channel, takes, whole_group
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.torch_native import int8_product
+from engine.layers.float8 import Float8Linear
 
 
 @dataclass(frozen=True, slots=True)
 class WeightOnly:
-    """A quantised weight that is executed with float activations."""
+    """A quantised weight that is executed with float activations.
+
+    ``order_K``: its columns are those of the input in this order; None: as they lie.
+    """
 
     weight: GroupedWeight | Int8Weight
+    order_K: Tensor | None = None
 
     @property
     def bits(self) -> int:
@@ -31,7 +37,7 @@ class WeightOnly:
 
 
 # A weight as it will be executed: floating point [N, K], or quantised.
-Weight = Tensor | Int8Weight | GroupedWeight | WeightOnly
+Weight = Tensor | Int8Weight | GroupedWeight | Float8Weight | WeightOnly
 
 
 class Linear(Protocol):
@@ -160,6 +166,38 @@ class Int4Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Reordered:
+    """A linear layer whose in-features are those of the input in the order ``order_K``."""
+
+    linear: Linear
+    order_K: Tensor
+
+    @property
+    def storage(self) -> str:
+        """See ``Linear``."""
+        return self.linear.storage
+
+    @property
+    def execution(self) -> str:
+        """See ``Linear``."""
+        return self.linear.execution
+
+    @property
+    def product(self) -> str:
+        """See ``Linear``."""
+        return self.linear.product
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return self.linear.nbytes + self.order_K.nbytes
+
+    def __call__(self, x_MK: Tensor) -> Tensor:
+        """See ``Linear``."""
+        return self.linear(x_MK[:, self.order_K])
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """Linear layers with the same input whose schemes differ: run one by one."""
 
@@ -187,17 +225,26 @@ def make_linear(weight: Weight, backend: str, bias_N: Tensor | None = None) -> L
             return PackedGroupedLinear.pack(weight, "int8", bias_N)
         run = kernel("int4_linear", backend)
         return Int4Linear(replace(weight, scale_NG=weight.scale_NG.float()), run, bias_N)
-    if isinstance(weight, Int8Weight) and backend == "cpu":
-        return PackedInt8Linear.pack(weight, bias_N)
     if isinstance(weight, Int8Weight):
-        scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
-        return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
+        return _int8(weight, backend, bias_N)
+    if isinstance(weight, Float8Weight):
+        float8 = Float8Weight(weight.q_NK.contiguous(), weight.scale_N.float())
+        return Float8Linear(float8, kernel("float8_linear", backend), bias_N)
     return DenseLinear(weight.float().contiguous(), kernel("dense_linear", backend), bias_N)
+
+
+def _int8(weight: Int8Weight, backend: str, bias_N: Tensor | None) -> Linear:
+    if backend == "cpu":
+        return PackedInt8Linear.pack(weight, bias_N)
+    scale_N, run = weight.scale_N.float(), kernel("int8_linear", backend)
+    return Int8Linear(weight.q_NK.contiguous(), scale_N, run, bias_N)
 
 
 def _weight_only(weight: WeightOnly, backend: str, bias_N: Tensor | None) -> Linear:
     stored = weight.weight
-    grouped = per_channel(stored) if isinstance(stored, Int8Weight) else stored
+    if weight.order_K is not None:
+        return Reordered(_weight_only(WeightOnly(stored), backend, bias_N), weight.order_K)
+    grouped = per_channel(stored) if isinstance(stored, Int8Weight) else whole_group(stored)
     if backend == "cpu" and takes(grouped, "float32"):
         return PackedGroupedLinear.pack(grouped, "float32", bias_N)
     run, storage = kernel("dense_linear", backend), f"int{weight.bits} unpacked to float32"
@@ -226,12 +273,12 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
     match weight:
         case Int8Weight():
             return Int8Weight(weight.q_NK[order_N], weight.scale_N[order_N])
-        case GroupedWeight():
+        case GroupedWeight() | Float8Weight():
             return weight.rows(order_N)
         case WeightOnly():
             rows = take_rows(weight.weight, order_N)
             assert isinstance(rows, Int8Weight | GroupedWeight)
-            return WeightOnly(rows)
+            return WeightOnly(rows, weight.order_K)
         case _:
             return weight[order_N]
 
@@ -239,7 +286,8 @@ def take_rows(weight: Weight, order_N: Tensor) -> Weight:
 def _kind(weight: Weight) -> tuple[object, ...]:
     """Weights of one kind can be one layer."""
     if isinstance(weight, WeightOnly):
-        return (WeightOnly, *_kind(weight.weight))
+        order = () if weight.order_K is None else tuple(weight.order_K.tolist())
+        return (WeightOnly, order, *_kind(weight.weight))
     if isinstance(weight, GroupedWeight):
         return (GroupedWeight, weight.group, weight.bits, weight.zero_NG is None)
     return (type(weight),)
@@ -249,13 +297,16 @@ def _joined(weights: Sequence[Weight]) -> Weight:
     """One of several of a kind."""
     if len(weights) == 1:
         return weights[0]
-    if only := [weight.weight for weight in weights if isinstance(weight, WeightOnly)]:
-        joined = _joined(only)
+    if only := [weight for weight in weights if isinstance(weight, WeightOnly)]:
+        joined = _joined([weight.weight for weight in only])
         assert isinstance(joined, Int8Weight | GroupedWeight)
-        return WeightOnly(joined)
+        return WeightOnly(joined, only[0].order_K)
     if int8 := [weight for weight in weights if isinstance(weight, Int8Weight)]:
         scales = [weight.scale_N.float() for weight in int8]
         return Int8Weight(torch.cat([weight.q_NK for weight in int8]), torch.cat(scales))
+    if float8 := [weight for weight in weights if isinstance(weight, Float8Weight)]:
+        scales = [weight.scale_N.float() for weight in float8]
+        return Float8Weight(torch.cat([weight.q_NK for weight in float8]), torch.cat(scales))
     if grouped := [weight for weight in weights if isinstance(weight, GroupedWeight)]:
         zeros = [weight.zero_NG for weight in grouped if weight.zero_NG is not None]
         return replace(

@@ -41,8 +41,8 @@ def channel(server: ServerProcess) -> Iterator[grpc.Channel]:
 
 @pytest.fixture(scope="session")
 def slow(cache_dir: Path) -> Callable[..., ServerProcess]:
-    """Makes servers that generate some hundred tokens a second, so that a test can do something
-    to a request that runs. A small pool has room for one of 480 tokens."""
+    """Makes servers that take seconds for 480 tokens, so that a test can do something to a
+    request that runs. A small pool has room for one of 480 tokens."""
     flags = "--speculative-tokens", "0", *(("--kv-blocks", "32") if BLOCKS else ())
     return lambda *more: ServerProcess(
         "--cache-dir", str(cache_dir), *flags, *more, env={"VENTURI_CPU_ISA": "portable"}

@@ -101,6 +101,24 @@ def test_a_broken_model_is_one_line(model: Path, tmp_path: Path, case: str, reci
     assert any(word in lines[0] for word in words.split("|")), lines
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "3 bits"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"}, "gemv"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+    ],
+)
+def test_a_quantisation_that_is_not_served_is_one_line(
+    model: Path, changes: dict[str, object], words: str
+) -> None:
+    change_config(quantization_config=changes)(model)
+    code, lines = run(str(model))
+    assert (code, len(lines)) == (2, 1)
+    assert words in lines[0]
+    assert "--recipe" in lines[0]
+
+
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         code, lines = run("--port", str(other.getsockname()[1]))
@@ -135,6 +153,7 @@ def test_an_unwritable_cache_is_one_line(tmp_path: Path) -> None:
         (["--max-sequences", "100", "--token-budget", "10"], "--token-budget"),
         (["/nowhere/at/all"], "/nowhere/at/all"),
         (["--recipe", "w9a9"], "w8a8"),
+        (["--recipe", "fp8"], "--allow-slow"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--host", "999.1.1.1"], "999.1.1.1"),
     ],
@@ -145,9 +164,13 @@ def test_a_wrong_flag_is_one_line(arguments: list[str], words: str, tmp_path: Pa
     assert words in lines[0]
 
 
-def test_a_file_of_settings_is_read_and_checked(tmp_path: Path) -> None:
+def test_a_file_of_settings_is_read_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("kv_memori: 1GiB\n")
-    code, lines = run("--config", str(file))
-    assert (code, len(lines)) == (2, 1)
-    assert "kv_memory" in lines[0]
+    monkeypatch.setenv("VENTURI_CONFIG", str(file))
+    for arguments in ((), ("--config", str(file))):
+        code, lines = run(*arguments)
+        assert (code, len(lines)) == (2, 1)
+        assert "kv_memory" in lines[0]

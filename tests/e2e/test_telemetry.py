@@ -121,14 +121,14 @@ def test_one_trace_from_the_caller_to_the_phases(tmp_path: Path, receiver: Recei
     assert "detach" not in server.output
 
 
-def test_a_cancelled_call_is_recorded_as_cancelled(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_cancelled_call_is_recorded_as_cancelled(cache_dir: Path, receiver: Receiver) -> None:
     env = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",  # type: ignore[attr-defined]
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "VENTURI_CPU_ISA": "portable",  # slow enough to be interrupted
     }
     with (
-        ServerProcess("--cache-dir", str(tmp_path), "--recipe", "none", env=env) as server,
+        ServerProcess("--cache-dir", str(cache_dir), env=env) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         stub = InferenceServiceStub(channel)

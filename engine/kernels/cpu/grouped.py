@@ -4,7 +4,7 @@ Shape letters: M rows, K in-features, N out-features, G groups, P panels of 32 o
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -178,9 +178,15 @@ def takes(weight: GroupedWeight, activations: Literal["int8", "float32"]) -> boo
 
 def per_channel(weight: Int8Weight) -> GroupedWeight:
     """One group: for float activations."""
+    return whole_group(GroupedWeight(weight.q_NK, weight.scale_N[:, None], bits=8))
+
+
+def whole_group(weight: GroupedWeight) -> GroupedWeight:
+    """A single group as long as ``takes`` wants it: its padding is never read."""
+    if weight.scale_NG.shape[1] > 1:
+        return weight
     K = weight.q_NK.shape[1]
-    group = -(-K // _GROUP_UNIT) * _GROUP_UNIT
-    return GroupedWeight(weight.q_NK, weight.scale_N[:, None], None, group, 8)
+    return replace(weight, group=-(-K // _GROUP_UNIT) * _GROUP_UNIT)
 
 
 def _scale_type(scale_NG: Tensor) -> torch.dtype:

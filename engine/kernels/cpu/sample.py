@@ -78,6 +78,8 @@ def logprobs(logits_RV: Tensor, tokens: list[int], count: int) -> Logprobs:
     """See ``torch_sampling.logprobs``."""
     assert logits_RV.dtype == torch.float32
     rows, columns = logits_RV.shape
+    assert 0 <= min(tokens) <= max(tokens) < columns
+    assert count <= columns
     tokens_R = torch.tensor(tokens, dtype=torch.int32)
     own_R, rank_R = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     values_RC, ids_RC = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int32)

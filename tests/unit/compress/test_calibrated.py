@@ -49,7 +49,7 @@ def served(folder: Path) -> dict[str, tuple[str, str]]:
     config = EngineConfig(
         model_dir=folder,
         cache=CacheConfig(block_size=16, blocks=4),
-        kernels=KernelConfig(threads=1),
+        kernels=KernelConfig(threads=1, allow_slow=True),
     )
     with Scorer(config) as scorer:
         assert bool(scorer.logits([0, 1, 2, 3]).isfinite().all())
@@ -77,6 +77,9 @@ def weight(folder: Path, module: str = Q_PROJ) -> Tensor:
         ("{type: rtn, scheme: w4a16, symmetric: false}", "int4", "int4 x float32"),
         ("{type: rtn, scheme: w8a16}", "int8", "int8 x float32"),
         ("{type: gptq, scheme: w8a8}", "int8", "int8 x int8"),
+        ("{type: rtn, scheme: fp8}", "float8_e4m3", "float8_e4m3 x float8_e4m3"),
+        ("{type: gptq, scheme: fp8}", "float8_e4m3", "float8_e4m3 x float8_e4m3"),
+        ("{type: awq, scheme: fp8}", "float8_e4m3", "float8_e4m3 x float8_e4m3"),
     ],
 )  # fmt: skip
 def test_schemes_are_stored_and_executed_as_they_say(
@@ -108,7 +111,7 @@ def test_transformers_reads_what_the_engine_reads(make_model: MakeModel, tmp_pat
 
 
 @pytest.mark.parametrize(("structure", "n", "m"), [("unstructured", 0, 0), ('"2:4"', 2, 4)])
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "fp8"])
 def test_the_mask_is_in_the_file(
     make_model: MakeModel, tmp_path: Path, structure: str, n: int, m: int, scheme: str
 ) -> None:

@@ -63,7 +63,8 @@ def test_plain_output_ends_in_the_path(make_model: MakeModel, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["{tmp}/nowhere"], "is not a folder"),
-        (["{model}", "--recipe", "fp8"], "fp8 is not available yet"),
+        (["{model}", "--recipe", "fp9"], "did you mean 'fp8'?"),
+        (["{model}", "--recipe", "fp8", "--refuse-slow"], "serve it with --allow-slow, or another"),
         (["{model}", "--recipe", "{tmp}/bad.yaml"], "bad.yaml:2: the recipe has no key 'sed'"),
         (["{model}", "--cache-dir", "{tmp}/bad.yaml"], "--cache-dir"),
         (["{model}", "--out", "{tmp}"], "--out"),

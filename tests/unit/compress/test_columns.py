@@ -19,6 +19,7 @@ from compress.methods.wanda import Wanda
 from engine.formats.grouped import GroupedWeight
 
 INT4 = Scheme(bits=4, group_size=32)
+FP8 = Scheme(kind="float8")
 SPARSITIES = [
     Sparsity(),
     Sparsity(share=0.25),
@@ -112,6 +113,26 @@ def test_gptq_beats_rtn_on_correlated_inputs(scheme: Scheme, symmetric: bool) ->
     assert errors["gptq"] < 0.7 * errors["rtn"]
 
 
+def test_gptq_on_the_fp8_grid() -> None:
+    weight_NK, inputs = weights(48, 128), correlated(128)
+    result = Gptq(FP8).quantise(weight_NK, inputs)
+    errors = result.outcome.errors
+    assert errors["gptq"] < 0.7 * errors["rtn"]
+    grid, found = make_grid(weight_NK, FP8), result.weight.dequantize()
+    assert torch.equal(result.weight.scale_N, grid.scale_NG[:, 0])
+    assert not torch.equal(found, grid.weight(grid.quantize(weight_NK)).dequantize())
+    assert torch.equal(grid.weight(grid.quantize(found)).dequantize(), found), "on the grid"
+
+
+def test_fp8_keeps_a_mask_and_what_the_joint_loop_dropped() -> None:
+    weight_NK, inputs = weights(16, 160), correlated(160)
+    mask_NK = lowest(weight_NK.abs(), Sparsity(structure="2:4"), per_row=True)
+    assert not Gptq(FP8).quantise(weight_NK, inputs, mask_NK).weight.dequantize()[mask_NK].any()
+    joint = Joint(Sparsity(structure="2:4"), FP8).quantise(weight_NK, inputs)
+    zeros = joint.weight.dequantize() == 0
+    assert (zeros.unflatten(1, (-1, 4)).sum(2) >= 2).all()
+
+
 def test_rows_are_independent() -> None:
     weight_NK, inputs = weights(20, 160), correlated(160)
     whole = Gptq(INT4).quantise(weight_NK, inputs).weight.dequantize()
@@ -149,6 +170,20 @@ def test_masks_have_the_wanted_sparsity(sparsity: Sparsity) -> None:
     result = Joint(sparsity, INT4).quantise(weight_NK, inputs)
     assert result.outcome.method == "sparsegpt+gptq"
     check_sparsity(result.weight.dequantize() == 0, sparsity, exact=False)
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES, ids=lambda s: f"{s.structure}-{s.share}")
+@pytest.mark.parametrize("per_row", [True, False])
+def test_of_equal_scores_the_first_are_dropped(sparsity: Sparsity, per_row: bool) -> None:
+    score_NK = torch.randint(3, (6, 40), generator=generator(3)).float()
+    found_NK = lowest(score_NK, sparsity, per_row=per_row)
+    size = sparsity.pattern[1] if sparsity.pattern else 40 if per_row else 240
+    for scores, dropped in zip(
+        score_NK.reshape(-1, size).tolist(), found_NK.reshape(-1, size).tolist(), strict=True
+    ):
+        order = sorted(range(size), key=lambda place: (scores[place], place))
+        first = set(order[: round(sparsity.share * size)])
+        assert dropped == [place in first for place in range(size)]
 
 
 def check_sparsity(zero_NK: Tensor, sparsity: Sparsity, *, exact: bool = True) -> None:

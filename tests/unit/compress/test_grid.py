@@ -1,5 +1,7 @@
 """Grids and RTN against the compressed-tensors package."""
 
+from typing import Any
+
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -8,12 +10,13 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from torch import Tensor
 
 from compress.methods import grid
-from compress.methods.grid import make_grid
+from compress.methods.grid import Grid, make_grid
 from compress.methods.rtn import Rtn
 from compress.methods.scheme import Scheme
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 
+FP8 = Scheme(kind="float8")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (3, 5), (7, 172), (128, 64), (704, 256), (5, 1031)]
 ROWS = [
@@ -39,17 +42,20 @@ def check(weight_NK: Tensor, scheme: Scheme) -> None:
     found = make_grid(weight_NK, scheme)
     groups = scheme.groups(weight_NK.shape[1])
     rows = weight_NK.unflatten(1, (groups, -1)).flatten(0, 1)
-    kind = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric}
+    type_name = "float" if scheme.kind == "float8" else "int"
+    kind = {"num_bits": scheme.bits, "type": type_name, "symmetric": scheme.symmetric}
     args = QuantizationArgs(**kind, strategy="channel")
     low, high = rows.aminmax(dim=1, keepdim=True)
     scale, zero = calculate_qparams(low, high, args)
-    q = quantize(rows.float(), scale.float(), zero.float(), args, dtype=torch.int8)
+    q = quantize(rows.float(), scale.float(), zero.float(), args, dtype=scheme.code)
     assert torch.equal(found.scale_NG.reshape(-1, 1), scale)
     assert found.scale_NG.dtype == weight_NK.dtype
     if not scheme.symmetric:
         assert found.zero_NG is not None
         assert torch.equal(found.zero_NG.reshape(-1, 1), zero.to(torch.int8))
-    assert torch.equal(found.quantize(weight_NK).view(q.shape), q)
+    points = found.quantize(weight_NK).view(q.shape)
+    assert points.dtype == q.dtype
+    assert torch.equal(points.view(torch.uint8), q.view(torch.uint8))
     assert torch.equal(weight_NK, before)
 
 
@@ -58,6 +64,26 @@ def check(weight_NK: Tensor, scheme: Scheme) -> None:
 @pytest.mark.parametrize("bits", [8, 4, 3])
 def test_bit_equal_with_the_package(shape: tuple[int, int], dtype: torch.dtype, bits: int) -> None:
     check(random(*shape, dtype=dtype), Scheme(bits=bits))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fp8_is_bit_equal_with_the_package(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    check(random(*shape, dtype=dtype), FP8)
+
+
+def test_fp8_clips_what_the_scale_does_not_reach() -> None:
+    weight_NK = torch.tensor([[448.0, 460.0, -465.0, 1e6]])
+    grid = Grid(FP8, torch.ones(1, 1))
+    assert grid.clipped_share(weight_NK) == 0.5
+    assert grid.quantize(weight_NK).float().tolist() == [[448.0, 448.0, -448.0, 448.0]]
+    assert make_grid(weight_NK, FP8).clipped_share(weight_NK) == 0
+
+
+@pytest.mark.parametrize("change", [{"bits": 4}, {"group_size": 8}, {"symmetric": False}])
+def test_fp8_has_no_groups_and_no_zero_points(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="FP8 has 8 bits"):
+        Scheme(kind="float8", **change)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -39,8 +39,8 @@ def test_memory_is_bounded(large_model: Path, tmp_path: Path, shard_bytes: int) 
     event = json.loads(done.stdout.splitlines()[-1])
     above = event["peak_rss_anon_bytes"] - event["baseline_rss_anon_bytes"]
     output = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
-    # A shard, the largest tensor (32 MB) twice, and what the allocator keeps.
-    assert above < min(shard_bytes, output) + 64 * MB + 64 * MB
+    # A shard, the largest tensor (32 MB) twice, and what the allocator keeps; whole it is 600 MB.
+    assert above < min(shard_bytes, output) + 64 * MB + 96 * MB
 
 
 # A calibrated run on random tokens, whose hidden states go to a file.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ from compress.methods.rtn import Rtn
 from compress.methods.scheme import Scheme
 from compress.recipe import load
 from compress.sources import MANIFEST_NAME
-from engine.formats import runtime
+from engine.formats import float_quantized, runtime
 from engine.formats.checkpoint import Checkpoint
+from engine.kernels.reference import float8_linear
 
 MakeModel = Callable[..., Path]
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -77,18 +78,46 @@ def test_the_embedded_model(mini: Path, tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (mini / name).read_bytes()
 
 
-def test_transformers_loads_it_bit_equal(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int", "float8"])
+def test_transformers_loads_it_bit_equal(
+    mini: Path, tmp_path: Path, kind: Literal["int", "float8"]
+) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    compress.compress("w8a8", mini, tmp_path / "out")
+    compress.compress("w8a8" if kind == "int" else "fp8", mini, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         model(torch.tensor([[0, 5, 6]]))
-    expected = Rtn(Scheme()).quantise(Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")).weight
+    original = Checkpoint.open(mini).tensor(f"{Q_PROJ}.weight")
+    expected = Rtn(Scheme(kind=kind)).quantise(original).weight
     weight = model.get_submodule(Q_PROJ).weight
     assert torch.equal(weight, expected.q_NK.to(weight.dtype) * expected.scale_N[:, None])
+
+
+@pytest.mark.parametrize("name", [Q_PROJ, "model.layers.3.mlp.down_proj"])
+def test_fp8_is_executed_as_the_package_does(mini: Path, tmp_path: Path, name: str) -> None:
+    """Which rounds activations to FP8 per token too, and then multiplies in float32."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    compress.compress("fp8", mini, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_hook(
+        lambda module, inputs, output: seen.extend([inputs[0][0], output[0]])
+    )
+    with torch.no_grad():
+        model(torch.tensor([list(range(5, 25))]))
+    read, given = seen
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    suffixes = ("weight", "weight_scale")
+    weight = float_quantized.unpack({one: checkpoint.tensor(f"{name}.{one}") for one in suffixes})
+    assert torch.allclose(float8_linear(read, weight), given, atol=1e-5 * float(given.abs().max()))
+    unrounded = read @ weight.dequantize().t()
+    assert not torch.allclose(unrounded, given, atol=1e-3 * float(given.abs().max()))
 
 
 def test_only_data_files_are_copied(make_model: MakeModel, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def test_reads_every_field(tmp_path: Path) -> None:
 
 def test_presets_are_the_files_of_a_folder() -> None:
     assert presets() == [
-        "sparse24-w8a8", "sparse50-w4a8", "sparse50-w8a8", "w4a16", "w4a16-awq", "w4a16-gptq",
-        "w4a16-rtn", "w4a8", "w8a16", "w8a8",
+        "fp8", "sparse24-w8a8", "sparse50-w4a8", "sparse50-w8a8", "w4a16", "w4a16-awq",
+        "w4a16-gptq", "w4a16-rtn", "w4a8", "w8a16", "w8a8",
     ]  # fmt: skip
     recipe = resolve("w8a8")
     assert (recipe.name, recipe.head, recipe.kv_cache.dtype) == ("w8a8", "int8", "int8")
@@ -111,11 +111,8 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
         ("version: 1\nmodifiers: [{type: wanda, sparsity: half}]\n", 2, "from 0 to 1"),
         ("version: 1\nmodifiers: [{type: distill}]\n", 2, "distill is not available yet"),
         ("version: 1\nmodifiers: [{type: rtm, scheme: w8a8}]\n", 2, "did you mean 'rtn'?"),
-        (
-            "version: 1\nmodifiers: [{type: rtn, scheme: fp8}]\n",
-            2,
-            "fp8 is not available yet; available: w8a8, w8a16, w4a16, w4a8",
-        ),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: fp9}]\n", 2, "did you mean 'fp8'?"),
+        ("version: 1\nmodifiers: [{type: rtn, scheme: fp8, group_size: 8}]\n", 2, "one symmetric"),
         (
             "version: 1\nmodifiers:\n- type: rtn\n  scheme: w8a8\n  tragets: [a]\n",
             5,
@@ -173,7 +170,7 @@ modifiers:
 @pytest.mark.parametrize("name", presets())
 def test_presets_never_run_a_cheaper_arithmetic_than_their_name_says(name: str) -> None:
     recipe = resolve(name)
-    floats = "a16" in name
+    floats = "a16" in name or name == "fp8"
     assert recipe.activations == ("float" if floats else "int8")
     assert recipe.head == ("keep" if floats else "int8")
 
@@ -190,7 +187,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes) -> None:
     ("spec", "message"),
     [
         ("w8a9", "did you mean 'w8a8'?"),
-        ("fp8", "fp8 is not available yet; available: sparse24-w8a8"),
+        ("fp9", "did you mean 'fp8'?"),
         ("nowhere.yaml", "cannot be read: No such file"),
     ],
 )

@@ -32,10 +32,11 @@ def weight(columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(40, columns, generator=generator).to(dtype)
 
 
+@pytest.mark.parametrize("columns", [12, 256, 600])
 @pytest.mark.parametrize("parts", [1, 7])
-def test_accumulator(parts: int) -> None:
-    x_MK = rows(100, 12)
-    accumulator = InputAccumulator(12)
+def test_accumulator(parts: int, columns: int) -> None:
+    x_MK = rows(100, columns)
+    accumulator = InputAccumulator(columns)
     for part in x_MK.split(-(-100 // parts)):
         accumulator.add(part, sample_rows=3)
     found = accumulator.result()
@@ -43,7 +44,8 @@ def test_accumulator(parts: int) -> None:
     assert torch.allclose(found.hessian_KK, x_MK.t() @ x_MK / 100, atol=1e-5)
     assert torch.allclose(found.absmean_K, x_MK.abs().mean(0))
     assert torch.equal(found.absmax_K, x_MK.abs().amax(0))
-    assert found.sample_SK.shape == (3 * parts, 12)
+    assert torch.equal(found.hessian_KK, found.hessian_KK.t())
+    assert found.sample_SK.shape == (3 * parts, columns)
     assert all((row == x_MK).all(1).any() for row in found.sample_SK)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,20 @@ def one_thread() -> None:
     """Tests share the machine; torch's threads would wait for each other."""
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def use_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Chooses the instruction set that native kernels run on for the rest of the test."""
+    from engine.kernels.cpu.library import kernels  # brings torch, which few of these tests need
+
+    def use(name: str) -> None:
+        monkeypatch.setenv("VENTURI_CPU_ISA", name)
+        kernels.cache_clear()
+
+    yield use
+    monkeypatch.undo()
+    kernels.cache_clear()
 
 
 @pytest.fixture(scope="session")

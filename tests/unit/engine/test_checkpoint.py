@@ -291,3 +291,11 @@ def test_a_shard_that_is_a_folder_is_refused(folder: Path) -> None:
     (folder / SINGLE_NAME).mkdir()
     with pytest.raises(ModelLoadError):
         read_header(folder / SINGLE_NAME)
+
+
+def test_a_single_file_of_another_name_is_named(tmp_path: Path) -> None:
+    """As older GPTQ packers called it."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, tmp_path / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(ModelLoadError, match=r"rename gptq_model-4bit-128g\.safetensors"):
+        Checkpoint.open(tmp_path)

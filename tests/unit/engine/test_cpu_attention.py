@@ -1,7 +1,7 @@
 """Attention on INT8 pages: near its reference, and bit-equal however it is cut and placed."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.kernels import reference
 from engine.kernels.cpu.attention import AttentionOptions, paged_attention
-from engine.kernels.cpu.library import kernels, supported
+from engine.kernels.cpu.library import supported
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 
 CONTEXTS = [1, 15, 16, 17, 255, 256, 257, 1000]
@@ -130,7 +130,8 @@ class Scene:
 
 
 def assert_near(found: Tensor, wanted: Tensor) -> None:
-    limit = 1e-5 * float(wanted.abs().max())
+    """Within two of the 32,767 levels of a weight: one between two may be rounded either way."""
+    limit = 6e-5 * float(wanted.abs().max())
     assert float((found - wanted).abs().max()) <= limit
 
 
@@ -298,27 +299,15 @@ def test_nothing_is_read_after_the_last_row(name: str) -> None:
     assert_equal(Scene(heads, [text]).attend([Part(0, 260, 20)], **options), wanted)
 
 
-@pytest.fixture
-def sets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Iterator[str]]:
-    """Each instruction set that the machine has, chosen while it is taken."""
-
-    def choose() -> Iterator[str]:
-        for name in supported():
-            monkeypatch.setenv("VENTURI_CPU_ISA", name)
-            kernels.cache_clear()
-            yield name
-
-    yield choose()
-    monkeypatch.undo()
-    kernels.cache_clear()
-
-
-@pytest.mark.parametrize("heads", [Heads(3, 3, 24), Heads(14, 2, 64)])
-def test_all_instruction_sets_give_the_same_bits(heads: Heads, sets: Iterator[str]) -> None:
+@pytest.mark.parametrize("heads", [Heads(3, 3, 24), Heads(14, 2, 64), Heads(8, 1, 80)])
+def test_all_instruction_sets_give_the_same_bits(
+    heads: Heads, use_set: Callable[[str], None]
+) -> None:
     lengths = [300, 33, 270]
     parts = [Part(0, 300, 20), Part(1, 33, 33), Part(2, 270, 1)]
     outcomes: dict[str, list[Tensor]] = {}
-    for name in sets:
+    for name in supported():
+        use_set(name)
         scene = Scene(heads, [Text.random(heads, n, seed=n) for n in lengths])
         outcomes[name] = [scene.cache.pages, torch.nan_to_num(scene.cache.scales)]
         for options in OPTIONS.values():

@@ -69,8 +69,9 @@ def test_a_backend_draws_what_the_reference_draws(
 ) -> None:
     rows = random_rows(vocabulary, seed)
     if edited := seed == 2:
+        generator = torch.Generator().manual_seed(vocabulary)
         for logits_V, *_ in rows:
-            logits_V[torch.rand(vocabulary) < 0.3] = -torch.inf
+            logits_V[torch.rand(vocabulary, generator=generator) < 0.3] = -torch.inf
     for row, token in zip(rows, run(backend, rows, edited=edited), strict=True):
         assert token in nearby(row, monkeypatch, edited=edited), row
 
@@ -88,11 +89,38 @@ def test_all_instruction_sets_and_numbers_of_rows_draw_the_same(
         assert run("cpu", rows, edited=False) == wanted
 
 
-def test_the_largest_floats_and_temperatures_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("vocabulary", [7, 17, 33])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-38, 1e-3, 1.0, 1e30, 1e39, 1e300])
+def test_the_largest_floats_and_temperatures_are_drawn(
+    backend: str, vocabulary: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     largest = torch.finfo(torch.float32).max
-    logits_V = torch.tensor([largest, -largest, largest, 0.0, 1e-40, -1e-40, largest * 0.9])
-    for temperature in (1e-300, 1e-3, 1.0, 1e30, 1e300):
-        for top_k in (0, 1, 2, 5):
-            params = SamplingParams(temperature=temperature, top_k=top_k, top_p=0.93, seed=top_k)
-            row = (logits_V, params, 3, 0)
-            assert run("cpu", [row], edited=False)[0] in nearby(row, monkeypatch, edited=False)
+    odd = torch.tensor([largest, -largest, largest, 0.0, 1e-40, -1e-40, largest * 0.9])
+    for logits_V in (odd.repeat(5)[:vocabulary], torch.zeros(vocabulary)):
+        rows = [
+            (
+                logits_V,
+                SamplingParams(temperature=temperature, top_k=(0, 1, 5)[n % 3], top_p=0.93, seed=n),
+                3,
+                0,
+            )
+            for n in range(120)
+        ]
+        for row, token in zip(rows, run(backend, rows, edited=False), strict=True):
+            assert token in nearby(row, monkeypatch, edited=False)
+
+
+def test_any_number_of_threads_draws_and_reports_the_same() -> None:
+    """Enough rows and columns for several."""
+    rows = [(row[0].repeat(30)[:150_001], *row[1:]) for row in random_rows(5003, 1)[:9]]
+    logits_RV, tokens = torch.stack([row[0] for row in rows]), [row * 7 for row in range(9)]
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            drawn = run("cpu", rows, edited=False)
+            found.append((drawn, kernel("logprobs", "cpu")(logits_RV, tokens, 5)))
+    finally:
+        torch.set_num_threads(1)
+    assert found[0] == found[1] == found[2]

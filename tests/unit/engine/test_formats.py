@@ -125,12 +125,15 @@ def test_our_own_group_is_served() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"quant_method": "gptq"},
+        {"quant_method": "bitsandbytes"},
+        {"quant_method": "fp8"},
         {"quant_method": None},
         {"format": "float-quantized"},
         {"format": None},
         {"kv_cache_scheme": {"num_bits": 8}},
         group("weights", num_bits=4),
+        group("weights", num_bits=3, strategy="group"),
+        group("weights", num_bits=4, strategy="group", symmetric=False),
         group("weights", type="float"),
         group("weights", strategy="group"),
         group("weights", symmetric=False),
@@ -143,6 +146,8 @@ def test_our_own_group_is_served() -> None:
         {"config_groups": {"group_0": {**GROUP, "input_activations": None}}},
         {"config_groups": {"group_0": {**GROUP, "output_activations": GROUP["weights"]}}},
         {"config_groups": {"good": GROUP, **group("weights", num_bits=4)["config_groups"]}},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        {"sparsity_config": "2:4"},
         {"transform_config": {"config_groups": {"R1": {"type": "hadamard"}}}},
     ],
 )

@@ -1,6 +1,7 @@
 """Log-probabilities against torch.log_softmax, and of prompts through chunks and preemption."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 from engine.core import EngineCore
+from engine.kernels.cpu import library
 from engine.logprobs import LogprobsReport, prompt_logprobs, token_logprobs
 from engine.scoring import Scorer
 from engine.types import (
@@ -71,6 +73,23 @@ def test_any_vocabulary_and_any_size_of_logits(backend: str, vocabulary: int, sc
         assert found.rank == 1 + int((logits[row] > logits[row, tokens[row]]).sum())
         assert found.logprob == pytest.approx(float(wanted[row, tokens[row]]), rel=1e-5, abs=1e-5)
         assert [token for token, _ in found.top] == logits[row].topk(count).indices.tolist()
+
+
+@pytest.mark.parametrize("name", library.supported())
+def test_all_instruction_sets_report_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 1003, generator=torch.Generator().manual_seed(2)) * 5
+    wanted = token_logprobs(logits, [0, 500, 1002], [9] * 3, "cpu")
+    kernels = partial(library.kernels, name)
+    monkeypatch.setattr("engine.kernels.cpu.sample.kernels", kernels)
+    assert token_logprobs(logits, [0, 500, 1002], [9] * 3, "cpu") == wanted
+
+
+def test_tokens_without_probability_come_last_and_once(backend: str) -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]])
+    (found,) = token_logprobs(logits, [2], [4], backend)
+    ids = [token for token, _ in found.top]
+    assert ids[:2] == [2, 0]
+    assert sorted(ids) == [0, 1, 2, 3]
 
 
 def test_more_alternatives_than_tokens_are_all_tokens(backend: str) -> None:

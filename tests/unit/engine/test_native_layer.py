@@ -11,6 +11,7 @@ from torch import Tensor
 from engine import batch as batches
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
+from engine.kernels.cpu.library import supported
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 from engine.layers.attention import AttentionWeights, Step
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
@@ -153,11 +154,8 @@ def outputs(layer: LayerFn, spec: LayerSpec, rope_dim: int) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("norms", NORMS, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
-def test_it_is_bit_equal_to_the_kernels_one_by_one(
-    name: str, norms: tuple[bool, bool, bool]
-) -> None:
+def assert_bit_equal(name: str, norms: tuple[bool, bool, bool], threads: tuple[int, ...]) -> None:
+    """The native layer's outputs are those of its kernels one by one."""
     spec = LAYERS[name]
     if spec.parallel:
         norms = (True, False, False)  # what families with parallel branches have
@@ -167,16 +165,46 @@ def test_it_is_bit_equal_to_the_kernels_one_by_one(
         native = NativeLayer.make(spec, weights, 0, rope_dim)
         assert native is not None
         wanted = outputs(compose(spec, weights, 0, rope_dim, "cpu"), spec, rope_dim)
-        threads = torch.get_num_threads()
+        before = torch.get_num_threads()
         try:
-            for number in (1, 2, 3):
+            for number in threads:
                 torch.set_num_threads(number)
                 found = outputs(native, spec, rope_dim)
                 for a, b in zip(found, wanted, strict=True):
                     assert torch.isfinite(b).all()
                     assert torch.equal(a, b)
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("norms", NORMS, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_bit_equal_to_the_kernels_one_by_one(
+    name: str, norms: tuple[bool, bool, bool]
+) -> None:
+    assert_bit_equal(name, norms, threads=(1, 2, 3))
+
+
+@pytest.mark.parametrize("instruction_set", supported()[:-1])
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_is_so_on_the_other_instruction_sets(
+    name: str, instruction_set: str, use_set: Callable[[str], None]
+) -> None:
+    use_set(instruction_set)
+    assert_bit_equal(name, (True, False, False), threads=(1, 2))
+
+
+def test_all_instruction_sets_give_the_same_bits(use_set: Callable[[str], None]) -> None:
+    found: dict[str, list[Tensor]] = {}
+    for name in supported():
+        use_set(name)
+        weights = Weights(0, int8).layer(PLAIN, (True, False, False), bias=True)
+        native = NativeLayer.make(PLAIN, weights, 0, 24)
+        assert native is not None
+        found[name] = outputs(native, PLAIN, 24)
+    for other in found.values():
+        for a, b in zip(other, found["portable"], strict=True):
+            assert torch.equal(a, b)
 
 
 def test_not_a_number_in_one_sequence_does_not_touch_the_others() -> None:

@@ -28,13 +28,21 @@ def test_words_are_the_packages(shape: tuple[int, int], bits: int) -> None:
     assert torch.equal(unpack_rows(words, bits, shape[1]), q_NK)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("zeros", [True, False])
 @pytest.mark.parametrize(("shape", "groups"), [((8, 32), 1), ((5, 64), 2), ((13, 704), 22)])
-def test_pack_and_unpack_are_inverse(shape: tuple[int, int], groups: int, zeros: bool) -> None:
-    zero_NG = integers(shape[0], groups, bits=4) if zeros else None
-    weight = GroupedWeight(integers(*shape, bits=4), torch.rand(shape[0], groups), zero_NG)
+def test_pack_and_unpack_are_inverse(
+    shape: tuple[int, int], groups: int, zeros: bool, bits: int
+) -> None:
+    if bits == 8 and groups == 1 and not zeros:
+        pytest.skip("an Int8Weight, see below")
+    zero_NG = integers(shape[0], groups, bits=bits) if zeros else None
+    weight = GroupedWeight(
+        integers(*shape, bits=bits), torch.rand(shape[0], groups), zero_NG, bits=bits
+    )
     again = unpack(pack(weight))
     assert isinstance(again, GroupedWeight)
+    assert again.bits == bits
     assert torch.equal(again.q_NK, weight.q_NK)
     assert torch.equal(again.scale_NG, weight.scale_NG)
     assert (again.zero_NG is None) == (zero_NG is None)
@@ -74,7 +82,6 @@ GOOD = pack(GroupedWeight(integers(4, 64, bits=4), torch.rand(4, 2), integers(4,
         ({"weight_scale": torch.ones(5, 2)}, "weight_scale must be"),
         ({"weight_scale": torch.ones(4, 2, dtype=torch.int8)}, "weight_scale must be"),
         ({"weight_zero_point": torch.zeros(4, 2, dtype=torch.int8)}, "weight_zero_point is"),
-        ({"weight_packed": torch.zeros(4, 16, dtype=torch.int32)}, "8 bits in groups"),
     ],
 )
 def test_tensors_that_are_refused(change: dict[str, Tensor], message: str) -> None:

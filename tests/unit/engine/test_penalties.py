@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.endings import NOT_FINITE
 from engine.kernels import kernel
+from engine.kernels.cpu import library
 from engine.penalties import add_bias, forbid_ends
-from engine.sampler import NOT_FINITE, sample
+from engine.sampler import sample
 from engine.types import Request, SamplingParams, Sequence, StoppingParams
 
 VOCABULARY = 23
@@ -67,13 +69,18 @@ def random_logits(rows: int, seed: int = 0) -> Tensor:
 
 
 def edited(logits_RV: Tensor, sequences: list[Sequence]) -> Tensor:
-    """By the native kernel, which is torch's bit by bit."""
-    found_RV, native_RV = logits_RV.clone(), logits_RV.clone()
-    for backend, changed_RV in (("torch", found_RV), ("cpu", native_RV)):
-        add_bias(changed_RV, sequences)
-        kernel("penalise", backend)(changed_RV, sequences)
-    assert torch.equal(native_RV, found_RV)
-    return native_RV
+    """By torch; the native kernel gives the same bits with each instruction set."""
+    biased_RV = logits_RV.clone()
+    add_bias(biased_RV, sequences)
+    found_RV = biased_RV.clone()
+    kernel("penalise", "torch")(found_RV, sequences)
+    for name in library.supported():
+        native_RV, kernels = biased_RV.clone(), library.kernels(name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("engine.kernels.cpu.penalise.kernels", lambda kernels=kernels: kernels)
+            kernel("penalise", "cpu")(native_RV, sequences)
+        assert torch.equal(native_RV, found_RV)
+    return found_RV
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -149,3 +156,28 @@ def test_a_row_of_which_nothing_is_left_is_named_and_leaves_the_others_alone() -
 
     found = sample(logits, params, [0] * 3, edit=edit)
     assert found == [wanted[0], NOT_FINITE, wanted[2]]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_long_texts_are_penalised_by_any_number_of_threads(threads: int) -> None:
+    chance = random.Random(threads)
+    sequences = [
+        sequence(
+            [chance.randrange(VOCABULARY) for _ in range(9000)],
+            [3, 4, 4],
+            **{
+                "repetition_penalty": 1.3,
+                "frequency_penalty": 0.2,
+                "presence_penalty": 0.1,
+            },
+        )
+        for _ in range(5)
+    ]
+    found_RV, native_RV = random_logits(5), random_logits(5)
+    kernel("penalise", "torch")(found_RV, sequences)
+    try:
+        torch.set_num_threads(threads)
+        kernel("penalise", "cpu")(native_RV, sequences)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(native_RV, found_RV)

@@ -230,6 +230,14 @@ def test_a_vocabulary_of_one_token_has_no_choice() -> None:
     assert drawn(torch.tensor([-3.0]), 20, temperature=1.0, top_p=0.5, top_k=7).tolist() == [20]
 
 
+def test_a_row_near_the_largest_float_is_drawn_with_edited_neighbours_and_without() -> None:
+    logits = torch.full((2, 40), torch.finfo(torch.float32).max)
+    params = [SamplingParams(temperature=1.0, seed=4)] * 2
+    wanted = sample(logits.clone(), params, [0, 0])
+    assert wanted == sample(logits, params, [0, 0], edit=lambda x: None)
+    assert NOT_FINITE not in wanted
+
+
 def test_an_edit_may_forbid_what_the_model_may_not() -> None:
     logits = rows(random_logits(20), 3)
     tokens = sample(logits, [SamplingParams()] * 3, [0] * 3, edit=lambda x: x[1:].fill_(-torch.inf))

@@ -2,10 +2,12 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
+import uvloop
 
-from engine.client.stream import Coalescing, Slice, TokenStream
+from engine.client.stream import Coalescing, Crowd, Slice, TokenStream
 from engine.types import Finished, FinishReason, TokenEvent
 
 
@@ -278,3 +280,59 @@ def test_a_slice_without_tokens_cannot_be_asked_for(values: dict[str, int]) -> N
     """It would never come to an end, and hold the event loop for ever."""
     with pytest.raises(ValueError, match="max_tokens"):
         Coalescing(**values)  # type: ignore[arg-type]
+
+
+def test_the_larger_the_crowd_the_longer_a_token_may_wait_up_to_a_bound() -> None:
+    delays = [Coalescing().delay(size) for size in range(200)]
+    assert delays[0] == delays[1] == 0.0
+    assert delays == sorted(delays)
+    assert delays[2] > 0
+    assert delays[-1] == 0.025
+    assert Coalescing(max_delay=0.0).delay(200) == 0.0
+
+
+async def test_streams_are_a_crowd_from_their_first_token_to_their_end() -> None:
+    crowd = Crowd()
+    streams = [TokenStream(1 + number % 2, crowd) for number in range(3)]
+    assert crowd.size == 0
+    for stream in streams:
+        put(stream, [1, 2])
+    assert crowd.size == 3
+    streams[0].put_finished(finished())
+    streams[0].put_finished(finished())
+    streams[1].put_finished(finished())
+    assert crowd.size == 2, "the second one's other choice goes on"
+    streams[1].put_finished(finished(choice=1))
+    put(streams[1], [3])
+    assert crowd.size == 1
+
+
+async def wake_ups_in_a_crowd(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of a reader whose tokens gather; it must get them all the same."""
+    stream, calls = TokenStream(1, Crowd(5)), 0
+    put(stream, [0])
+    await stream.next(Coalescing())
+    more = stream._more
+
+    async def counted(coalescing: Coalescing) -> None:
+        nonlocal calls
+        calls += 1
+        await more(coalescing)
+
+    monkeypatch.setattr(stream, "_more", counted)
+    for token in range(20):
+        waiting = asyncio.ensure_future(stream.next(Coalescing()))
+        await asyncio.sleep(0)
+        put(stream, [token])
+        put(stream, [token + 1])
+        assert ids(await waiting) == [token, token + 1]
+    return calls
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_reader_in_a_crowd_wakes_twice_for_a_slice(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop's timers count whole milliseconds, and may be early by the clock."""
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(wake_ups_in_a_crowd(monkeypatch)) == 40

@@ -1,7 +1,7 @@
 """Validation: each bound from both sides, and values that are no numbers."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -136,6 +136,8 @@ def test_numbers_too_large_for_a_float_are_refused_too(name: str) -> None:
 def test_limits_are_those_of_the_report() -> None:
     report = EngineCore(ArithmeticRunner(num_blocks=3), SchedulerConfig()).report()
     assert Limits.of(report) == Limits(97, 12, "the KV pool")
+    whole = replace(report, max_sequence_tokens=report.context_length)
+    assert Limits.of(whole).bound == "the model's context"
 
 
 def test_ids_are_checked_against_the_vocabulary() -> None:

@@ -49,7 +49,6 @@ def test_sizes_have_units(text: str, size: int) -> None:
         ({"threads": 100_000}, "--threads"),
         ({"max_queued_tokens": 0}, "--max-queued-tokens"),
         ({"cache_dir": ""}, "--cache-dir"),
-        ({"cache_dir": Path()}, "--cache-dir"),
     ],
 )
 def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:
@@ -63,6 +62,10 @@ def test_an_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
     file.write_text("drain_timout: 3\n")
     with pytest.raises(ConfigError, match="did you mean drain_timeout"):
         load_config({}, file)
+
+
+def test_the_current_folder_may_be_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config({"cache_dir": "."}, None).cache_dir == Path()
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +120,11 @@ def test_what_a_broken_manifest_is_called(tmp_path: Path, text: str) -> None:
     (tmp_path / "venturi.json").write_text(text)
     config = load_config({"model": tmp_path}, None)
     assert (config.variant, config.serves_as_it_is) == ("w8a8", False)
+
+
+@pytest.mark.parametrize(("file", "name"), [("quantize", "gptq"), ("quant", "awq")])
+def test_a_folder_with_a_file_about_its_quantisation(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / f"{file}_config.json").write_text("{}")
+    config = load_config({"model": tmp_path}, None)
+    assert (config.variant, config.serves_as_it_is) == (name, True)

@@ -21,32 +21,47 @@ VENTURI_INLINE int64_t row_offset(const AttentionArgs& args, const Block& block,
     return token * stride + (int64_t)row_head(args, block, row) * args.kv.head_dim;
 }
 
+// Where a row's first four numbers lie in QueryRows::q.
+VENTURI_INLINE int64_t query_offset(const AttentionArgs& args, const Block& block, int row) {
+    const int own = row % head_rows(args, block), head = row / head_rows(args, block);
+    const int64_t batch = head * query_rows(args, block) + own / kTogether * kTogether;
+    return batch * args.kv.padded_dim + own % kTogether * 4;
+}
+
 // Rounds a block's queries.
 static QueryRows make_rows(const AttentionArgs& args, const Block& block, const Scratch& scratch) {
     const int count = block_rows(args, block), dim = args.kv.padded_dim;
     for (int row = 0; row < count; ++row) {
-        int8_t* const q = scratch.q + (int64_t)row * dim;
+        int8_t* const q = scratch.q + query_offset(args, block, row);
         const float* const x = args.q + row_offset(args, block, row, args.q_stride);
-        const float absmax = quantize_head(x, args.kv.head_dim, q, dim);
         I16 sum = splat((int32_t)0);
-        for (int d = 0; d < dim; d += kLanes) sum = add(sum, load_s8(q + d));
+        const auto store = [&](int d, I16 v) {
+            int8_t bytes[kLanes];
+            store_s8(bytes, v);
+            for (int i = 0; i < kLanes; i += 4)
+                __builtin_memcpy(q + (d + i) * kTogether, bytes + i, 4);
+            sum = add(sum, v);
+        };
+        const float absmax = quantize_head(x, args.kv.head_dim, dim, store);
         scratch.offsets[row] = -128 * reduce_add(sum);
-        scratch.scales[row] = absmax * kInverse127 * args.scale;
+        scratch.scales[row] = absmax * kInverse127 * (args.scale * kLog2e);
         scratch.places[row] = first_place(block) + row_token(args, block, row);
-        if (args.slopes) scratch.slopes[row] = args.slopes[row_head(args, block, row)];
+        if (args.slopes) scratch.slopes[row] = args.slopes[row_head(args, block, row)] * kLog2e;
     }
     return {count,          dim,
             scratch.q,      scratch.offsets,
             scratch.scales, scratch.places,
             args.slopes ? scratch.slopes : nullptr, args.window,
-            args.cap};
+            args.cap * kLog2e};
 }
 
-// Those of one KV head.
-VENTURI_INLINE QueryRows part_of(const QueryRows& rows, int begin, int count) {
+// Those of a block's `head`-th KV head.
+VENTURI_INLINE QueryRows part_of(const QueryRows& rows, const AttentionArgs& args,
+                                 const Block& block, int head) {
+    const int count = head_rows(args, block), begin = head * count;
     QueryRows part = rows;
     part.count = count;
-    part.q += (int64_t)begin * rows.padded_dim;
+    part.q += (int64_t)head * query_rows(args, block) * rows.padded_dim;
     part.offsets += begin;
     part.scales += begin;
     part.places += begin;
@@ -64,10 +79,12 @@ static void find_chunk(const AttentionArgs& args, const Block& block, int index,
     const KvPages& kv = args.kv;
     const int32_t* const table = args.block_ids + block.sequence->first_block;
     const int in_block = kv.block_size / kLanes;
-    const int last = (block.sequence->context - 1) / kLanes;
+    const int last = (block.sequence->context - 1) / kLanes - index * kGroups;
+    int page = index * kGroups / in_block, in_page = index * kGroups % in_block;
     for (int g = 0; g < kGroups; ++g) {
-        const int wanted = index * kGroups + g, group = wanted < last ? wanted : last;
-        chunk.groups[g] = kv_group(kv, table[group / in_block], head, group % in_block);
+        chunk.groups[g] = kv_group(kv, table[page], head, in_page);
+        if (g >= last) continue;
+        if (++in_page == in_block) in_page = 0, ++page;
     }
     chunk.first = index * kChunk;
     const int first = first_place(block), end = first + block.tokens - chunk.first;
@@ -76,19 +93,37 @@ static void find_chunk(const AttentionArgs& args, const Block& block, int index,
     chunk.end = end >= kChunk ? kGroups : (int)ceil_div(end, kLanes);
 }
 
+// What 16 rows' sums so far, and those of a chunk, are multiplied with when they are added.
+struct Factors {
+    float old[kLanes], fresh[kLanes];
+};
+static Factors merge_sums(const Partial& to, const Partial& from, int row, int count) {
+    const F16 before = load_part(to.tops + row, count), after = load_part(from.tops + row, count);
+    const F16 top = max(before, after);
+    const F16 finite = max(top, splat(-3e38f));  // where neither sees anything
+    const F16 old = exp2(sub(before, finite)), fresh = exp2(sub(after, finite));
+    const F16 sums = load_part(from.sums + row, count);
+    Factors factors;
+    store(factors.old, old);
+    store(factors.fresh, fresh);
+    store_part(to.sums + row, fma(sums, fresh, mul(load_part(to.sums + row, count), old)), count);
+    store_part(to.tops + row, top, count);
+    return factors;
+}
+
 // Adds a chunk's outcome to that of those before it.
 static void merge(const Partial& to, const Partial& from, int rows, int dim) {
-    for (int row = 0; row < rows; ++row) {
-        if (from.sums[row] == 0.0f) continue;  // sees nothing of it
-        const float top = to.tops[row] > from.tops[row] ? to.tops[row] : from.tops[row];
-        const F16 old = exp(splat(to.tops[row] - top)), fresh = exp(splat(from.tops[row] - top));
-        const F16 sum = fma(splat(from.sums[row]), fresh, mul(splat(to.sums[row]), old));
-        store_part(to.sums + row, sum, 1);
-        to.tops[row] = top;
-        float* const out = to.out + (int64_t)row * dim;
-        const float* const add = from.out + (int64_t)row * dim;
-        for (int d = 0; d < dim; d += kLanes)
-            store(out + d, fma(load(add + d), fresh, mul(load(out + d), old)));
+    for (int first = 0; first < rows; first += kLanes) {
+        const int count = rows - first < kLanes ? rows - first : kLanes;
+        const Factors factors = merge_sums(to, from, first, count);
+        for (int i = 0; i < count; ++i) {
+            if (from.sums[first + i] == 0.0f) continue;  // sees nothing of it
+            const F16 old = splat(factors.old[i]), fresh = splat(factors.fresh[i]);
+            float* const out = to.out + (int64_t)(first + i) * dim;
+            const float* const more = from.out + (int64_t)(first + i) * dim;
+            for (int d = 0; d < dim; d += kLanes)
+                store(out + d, fma(load(more + d), fresh, mul(load(out + d), old)));
+        }
     }
 }
 
@@ -113,18 +148,31 @@ static void finish(const AttentionArgs& args, const Block& block, const Partial&
     }
 }
 
+// The same positions' pages of the next KV head, which lie beside those of this one.
+static void next_head(const KvPages& kv, const Chunk& from, Chunk& to) {
+    const int64_t page = 2 * (int64_t)kv.block_size * kv.padded_dim, scales = 2 * kv.block_size;
+    to = from;
+    for (KvGroup& group : to.groups) {
+        group.keys += page;
+        group.values += page;
+        group.key_scales += scales;
+        group.value_scales += scales;
+    }
+}
+
 // A thread's chunks of a block.
 struct BlockShare {
     Block block;
     Range chunks;
 };
 
-// What is read after a chunk for a head, `soon` being what the thread does next; null: nothing.
-static const Chunk* find_next(const AttentionArgs& args, const BlockShare& share, const BlockShare* soon,
-                              int64_t index, int head, Chunk& chunk) {
+// What is read after chunk `now` for a head, `soon` being what the thread does next; null: nothing.
+static const Chunk* find_next(const AttentionArgs& args, const BlockShare& share,
+                              const BlockShare* soon, int64_t index, int head, const Chunk& now,
+                              Chunk& chunk) {
     const Block& block = share.block;
     if (head + 1 < block.kv_heads) {
-        find_chunk(args, block, (int)index, block.kv_head + head + 1, chunk);
+        next_head(args.kv, now, chunk);
     } else if (index + 1 < share.chunks.end) {
         find_chunk(args, block, (int)index + 1, block.kv_head, chunk);
     } else if (soon) {
@@ -148,8 +196,9 @@ static void attend_share(const AttentionArgs& args, const BlockShare& share, con
     for (int64_t index = share.chunks.begin; index < share.chunks.end; ++index) {
         const Partial to = begins ? scratch.chunk() : scratch.later(index - share.chunks.begin);
         for (int head = 0; head < block.kv_heads; ++head, at = 1 - at) {
-            const Chunk* next = find_next(args, share, soon, index, head, chunks[1 - at]);
-            attend_chunk(part_of(rows, head * count, count), chunks[at], next, scratch.scores,
+            const Chunk* next =
+                find_next(args, share, soon, index, head, chunks[at], chunks[1 - at]);
+            attend_chunk(part_of(rows, args, block, head), chunks[at], next, scratch.weights,
                          part_of(to, head * count, dim));
         }
         if (begins) merge(scratch.running(), to, rows.count, dim);

@@ -7,7 +7,11 @@
 // the results of its chunks to the thread that began it.
 //
 // Queries are rounded to INT8 by row and head. score = float(int32 sum) * (key scale * (query
-// scale * scale)), probabilities times value scales are float32.
+// scale * scale * log2 e)), and 2^score takes the place of e^score. Within a chunk, a row's weights
+// w = 2^(score - top) * value scale are rounded to q = round_half_even(w * (32767 / largest w));
+// the sums of q * value are exact in int32, and float(sum) * (largest w / 32767) is the chunk's
+// output. 15 bits, since the values' own rounding then outweighs that of the weights by far, also
+// where a few positions dominate; with 8 bits it would not.
 #pragma once
 
 #include "kv.h"

@@ -54,6 +54,11 @@ VENTURI_INLINE int block_rows(const AttentionArgs& args, const Block& block) {
     return block.kv_heads * head_rows(args, block);
 }
 
+// Rows of QueryRows::q that hold one KV head's, which begin a batch.
+VENTURI_INLINE int query_rows(const AttentionArgs& args, const Block& block) {
+    return (int)ceil_div(head_rows(args, block), kTogether) * kTogether;
+}
+
 // Position of a block's first token.
 VENTURI_INLINE int first_place(const Block& block) {
     return block.sequence->context - block.sequence->rows + block.token;
@@ -114,7 +119,7 @@ struct Scratch {
     int32_t* places;
     float* scales;
     float* slopes;
-    float* scores;
+    Weights weights;
     float* partials;
 
     int64_t partial_floats() const { return rows * (padded_dim + 2); }
@@ -127,33 +132,39 @@ struct Scratch {
     Partial later(int64_t index) const { return partial(2 + index); }
 };
 
+constexpr int kWeightFloats = kTogether * kChunk / 2 * 3;
+
 struct ScratchSize {
-    int64_t rows, chunks;
+    int64_t rows, query_rows, chunks;
     int64_t bytes;  // for each thread
 };
 
 VENTURI_INLINE ScratchSize scratch_size(const AttentionArgs& args) {
     const int64_t all = all_chunks(args), dim = args.kv.padded_dim;
-    int64_t rows = 0, chunks = 0;
+    int64_t rows = 0, queries = 0, chunks = 0;
     for (int64_t s = 0; s < args.sequence_count; ++s) {
         const AttentionSequence& sequence = args.sequences[s];
         const int heads = block_heads(args, sequence, all);
-        const int own = block_rows(args, make_block(args, sequence, 0, heads, 0, 0));
+        const Block block = make_block(args, sequence, 0, heads, 0, 0);
+        const int own = block_rows(args, block), q = heads * query_rows(args, block);
         if (own > rows) rows = own;
+        if (q > queries) queries = q;
         if (context_chunks(sequence) > chunks) chunks = context_chunks(sequence);
     }
     if (args.threads == 1) chunks = 0;
-    const int64_t floats = 4 * rows + kTogether * kChunk + (2 + chunks) * rows * (dim + 2);
-    return {rows, chunks, ceil_div(rows * dim + 4 * floats, 64) * 64};
+    const int64_t floats = 4 * rows + kWeightFloats + (2 + chunks) * rows * (dim + 2);
+    return {rows, queries, chunks, ceil_div(queries * dim + 4 * floats, 64) * 64};
 }
 
 VENTURI_INLINE Scratch thread_scratch(const AttentionArgs& args, int thread) {
     const ScratchSize size = scratch_size(args);
     const int64_t dim = args.kv.padded_dim, rows = size.rows;
     uint8_t* const q = args.scratch + thread * size.bytes;
-    float* const floats = (float*)(q + rows * dim);
+    float* const floats = (float*)(q + size.query_rows * dim);
+    float* const scores = floats + 4 * rows;
+    const Weights weights{scores, (int16_t*)(scores + kTogether * kChunk)};
     return {rows, dim, (int8_t*)q, (int32_t*)floats, (int32_t*)(floats + rows), floats + 2 * rows,
-            floats + 3 * rows, floats + 4 * rows, floats + 4 * rows + kTogether * kChunk};
+            floats + 3 * rows, weights, scores + kWeightFloats};
 }
 
 }  // namespace VENTURI_NAMESPACE

@@ -21,9 +21,8 @@ struct Candidates {
 static void collect(const float* x, int64_t columns, float most, float temperature, float depth,
                     Candidates& found) {
     const F16 top = splat(most), scale = splat(temperature), bound = splat(-depth);
-    I16 token = splat((int32_t)0);
     for (int i = 0; i < kLanes; ++i) found.token[i] = i;
-    token = words(load_bytes(found.token));
+    I16 token = words(load_bytes(found.token));
     found.count = 0;
     found.total = 0.0;
     F16 sum = zero();

@@ -6,16 +6,24 @@
 
 namespace VENTURI_NAMESPACE {
 
-// A group's keys as they lie: four features of each of 16 tokens follow each other. Quantised
-// values are taken from where they have just been written, which spares a buffer.
-static void interleave_key(const int8_t* q, uint8_t* keys, int place, int padded_dim) {
-    uint8_t* out = keys + place * 4;
-    for (int d = 0; d < padded_dim; d += 4, out += 4 * kLanes) {
+// 16 features of a group's key number `place`, four by four.
+VENTURI_INLINE void store_key(uint8_t* keys, int place, int d, I16 q) {
+    int8_t bytes[kLanes];
+    store_s8(bytes, q);
+    for (int i = 0; i < kLanes; i += 4) {
         uint32_t four;
-        __builtin_memcpy(&four, q + d, 4);
+        __builtin_memcpy(&four, bytes + i, 4);
         four ^= 0x80808080u;  // q + 128
-        __builtin_memcpy(out, &four, 4);
+        __builtin_memcpy(keys + (d + i) * kLanes + place * 4, &four, 4);
     }
+}
+
+// Those of a value. The other token of the pair may be another thread's: bytes are written.
+VENTURI_INLINE void store_value(int8_t* values, int place, int padded_dim, int d, I16 q) {
+    int8_t bytes[kLanes];
+    store_s8(bytes, q);
+    int8_t* const out = values + place / 2 * 2 * padded_dim + 2 * d + place % 2;
+    for (int i = 0; i < kLanes; ++i) out[2 * i] = bytes[i];
 }
 
 void kv_write(const KvWriteArgs& args, int thread, int threads) {
@@ -27,15 +35,14 @@ void kv_write(const KvWriteArgs& args, int thread, int threads) {
         const int64_t block = args.slots[token] / kv.block_size;
         const int offset = (int)(args.slots[token] % kv.block_size), place = offset % kLanes;
         const KvGroup group = kv_group(kv, block, head, offset / kLanes);
-        int8_t* const values = group.values + (int64_t)place * kv.padded_dim;
         const float* const k = args.keys + token * args.key_stride + (int64_t)head * kv.head_dim;
         const float* const v =
             args.values + token * args.value_stride + (int64_t)head * kv.head_dim;
-        group.key_scales[place] =
-            quantize_head(k, kv.head_dim, values, kv.padded_dim) * kInverse127;
-        interleave_key(values, group.keys, place, kv.padded_dim);
-        group.value_scales[place] =
-            quantize_head(v, kv.head_dim, values, kv.padded_dim) * kInverse127;
+        const int dim = kv.padded_dim;
+        const auto key = [&](int d, I16 q) { store_key(group.keys, place, d, q); };
+        const auto value = [&](int d, I16 q) { store_value(group.values, place, dim, d, q); };
+        group.key_scales[place] = quantize_head(k, kv.head_dim, dim, key) * kInverse127;
+        group.value_scales[place] = quantize_head(v, kv.head_dim, dim, value) * kInverse127;
     }
 }
 

@@ -8,7 +8,8 @@ namespace VENTURI_NAMESPACE {
 // Mirrored in kv.py, as the structures of arguments are.
 //
 // One layer's pages. A page holds one KV head's tokens of one block: keys as q + 128 in groups
-// of 16 tokens, [block_size / 16][padded_dim / 4][16][4], then values [block_size][padded_dim].
+// of 16 tokens, [block_size / 16][padded_dim / 4][16][4], then values in pairs of tokens,
+// [block_size / 2][padded_dim][2].
 // Pages lie [block][KV head], scales [block][KV head][key, value][block_size]. block_size and
 // padded_dim are multiples of 16; what pads a head is never multiplied with anything but 0.
 struct KvPages {
@@ -20,7 +21,7 @@ struct KvPages {
 // Where 16 neighbouring tokens of one KV head lie.
 struct KvGroup {
     uint8_t* keys;   // [padded_dim / 4][16][4]
-    int8_t* values;  // [16][padded_dim]
+    int8_t* values;  // [8][padded_dim][2]
     float* key_scales;
     float* value_scales;
 };

@@ -17,7 +17,7 @@ struct LogprobsArgs {
 
 namespace {
 
-// Puts a logit, larger than the last of `count`, where it belongs.
+// Puts a logit where it belongs in `count` sorted ones, the last of which it may push out.
 void insert(float* values, int32_t* ids, int64_t count, float value, int32_t id) {
     int64_t i = count - 1;
     for (; i > 0 && values[i - 1] < value; --i) {
@@ -29,14 +29,12 @@ void insert(float* values, int32_t* ids, int64_t count, float value, int32_t id)
 }
 
 void largest(const float* x, int64_t columns, float* values, int32_t* ids, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-        values[i] = -INFINITY;
-        ids[i] = 0;
-    }
+    for (int64_t i = 0; i < count; ++i) insert(values, ids, i + 1, x[i], (int32_t)i);
     if (!count) return;
-    for (int64_t k = 0; k < columns; k += kLanes) {
+    for (int64_t k = count / kLanes * kLanes; k < columns; k += kLanes) {
         const F16 v = load_filled(x, k, columns, -INFINITY);
         unsigned above = less_mask(splat(values[count - 1]), v);
+        if (k < count) above &= 0xFFFFu << (count - k);
         for (; above; above &= above - 1) {
             const int64_t column = k + __builtin_ctz(above);
             if (x[column] > values[count - 1])

@@ -1,4 +1,4 @@
-// Draws the next token of each row of logits, as engine/kernels/reference.py `draw` has it.
+// Draws the next token of each row of logits, as `sample` of engine/kernels/reference.py has it.
 #include "candidates.h"
 
 using namespace VENTURI_NAMESPACE;
@@ -17,7 +17,7 @@ struct SampleArgs {
     int32_t* tokens;      // [R]; -1 where a row has none
     void* scratch;        // [threads][3 (V + 32)] numbers of 4 bytes
     int64_t rows, columns;
-    int64_t edited;  // -inf is a token that is not allowed; else an error, as NaN is
+    int64_t edited;  // -inf is a token that is not allowed, and the caller has looked for NaN
     int64_t threads;
 };
 
@@ -32,7 +32,7 @@ uint64_t splitmix64(uint64_t value) {
     return value ^ (value >> 31);
 }
 
-// engine/sampler.py `uniform_number`.
+// `uniform_number` of engine/uniform.py.
 double uniform(const Draw& draw) {
     const uint64_t seed = draw.choice ? splitmix64(draw.seed ^ splitmix64(draw.choice)) : draw.seed;
     return (double)(splitmix64(splitmix64(seed) + draw.position) >> 11) * 0x1p-53;
@@ -48,9 +48,10 @@ float depth(const Draw& draw, int64_t columns) {
 int32_t drawn(const float* x, int64_t columns, const Extent& row, const Draw& draw, float* scratch) {
     const int64_t width = columns + 2 * kLanes;
     Candidates found{scratch, scratch + width, (int32_t*)(scratch + 2 * width), 0, 0.0};
-    // A smaller temperature is not a normal number; all but the largest logit weigh nothing then.
-    const float temperature = draw.temperature > FLT_MIN ? (float)draw.temperature : FLT_MIN;
-    collect(x, columns, row.most, temperature, depth(draw, columns), found);
+    // The reference's bounds: none of these makes NaN of a difference of logits.
+    double temperature = draw.temperature > FLT_MIN ? draw.temperature : FLT_MIN;
+    if (temperature > 1e30) temperature = 1e30;
+    collect(x, columns, row.most, (float)temperature, depth(draw, columns), found);
     if (draw.top_k) {
         cut<false>(found, row, (double)draw.top_k);
         found.total = weight(found);

@@ -11,7 +11,8 @@
 //   store, store_part(p, v, count)
 //   load_half, load_bfloat        16 floats of fp16 or bf16
 //   load_s8                       16 bytes to int32
-//   store_s8                      int32 to 16 bytes, saturated
+//   store_s8, store_s16           int32 to 16 bytes or int16, saturated
+//   load_pairs(p)                 32 bytes to int16, two to a lane
 //   splat, splat4(p)              one number; four bytes, 16 times
 //   add, sub, mul, div, sqrt, neg, abs, max, min
 //   fma(a, b, c) = a * b + c, fnmadd(a, b, c) = c - a * b, each rounded once
@@ -25,6 +26,7 @@
 //   dot4(acc, u, s)               acc + 16 exact sums of 4 products of u8 and s8 bytes
 //   dot4_nibbles                  the same, for u8 bytes below 16
 //   pairs(a, b)                   sums of 2 products of int16, as vpmaddwd has it
+//   dot2(acc, a, b)               acc + pairs(a, b)
 //   low_nibbles, high_nibbles     of each byte
 //   field<from, count>            bits `from` to `from + count` of each int32, as unsigned
 //   kRegisterRows                 rows whose 32 sums each fit the registers, 12 at most
@@ -38,6 +40,9 @@
 #define VENTURI_PASTE(a, b) VENTURI_PASTE_(a, b)
 #define VENTURI_NAMESPACE VENTURI_PASTE(venturi, VENTURI_ISA)
 #define VENTURI_INLINE static inline __attribute__((always_inline))
+#define VENTURI_INLINE_LAMBDA __attribute__((always_inline))
+// Of functions whose sums would not fit the registers beside those of their callers.
+#define VENTURI_APART static __attribute__((noinline))
 #define VENTURI_INLINE_MEMBER inline __attribute__((always_inline))
 // An entry point for Python: name_<set>.
 #define VENTURI_EXPORT(name) \
@@ -65,6 +70,20 @@ VENTURI_INLINE F16 exp(F16 x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, mul(r, r), add(r, splat(1.0f)));
     return mul(p, floats(shift_left<23>(add(n, splat(127)))));
+}
+
+// 2^x of x <= 0 with a relative error of about 2e-7; below -100 it stays 2^-100, NaN stays NaN.
+// x = n + r, the best polynomial with p(0) = 1 for |r| <= 1/2, and n added to the exponent.
+VENTURI_INLINE F16 exp2(F16 x) {
+    x = max(splat(-100.0f), x);
+    const I16 n = round_int(x);
+    const F16 r = sub(x, to_float(n));
+    F16 p = fma(splat(1.32647273e-3f), r, splat(9.67151299e-3f));
+    p = fma(p, r, splat(5.55073358e-2f));
+    p = fma(p, r, splat(2.40222424e-1f));
+    p = fma(p, r, splat(6.93146974e-1f));
+    p = fma(p, r, splat(1.0f));
+    return floats(add(bits(p), shift_left<23>(n)));
 }
 
 // tanh with a relative error of about 2e-7: a polynomial near 0, else by e^2|x|.

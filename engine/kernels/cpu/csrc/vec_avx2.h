@@ -60,6 +60,13 @@ VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     const __m128i lo = _mm256_castsi256_si128(words), hi = _mm256_extracti128_si256(words, 1);
     _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(lo, hi));
 }
+VENTURI_INLINE void store_s16(int16_t* p, I16 v) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.lo, v.hi), 0xD8);
+    _mm256_storeu_si256((__m256i*)p, words);
+}
+VENTURI_INLINE I16 load_pairs(const int8_t* p) {
+    return {_mm256_cvtepi8_epi16(load4(p)), _mm256_cvtepi8_epi16(load4(p + 16))};
+}
 
 VENTURI_INLINE F16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 VENTURI_INLINE I16 splat(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -151,6 +158,7 @@ VENTURI_INLINE I16 dot4_nibbles(I16 acc, B64 u, B64 s) {
     const __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(u.hi, s.hi), one);
     return {_mm256_add_epi32(acc.lo, lo), _mm256_add_epi32(acc.hi, hi)};
 }
+VENTURI_INLINE I16 dot2(I16 acc, I16 a, I16 b) { return add(acc, pairs(a, b)); }
 VENTURI_INLINE I16 words(B64 a) { return {a.lo, a.hi}; }
 VENTURI_INLINE B64 low_nibbles(B64 a) {
     const __m256i mask = _mm256_set1_epi8(15);

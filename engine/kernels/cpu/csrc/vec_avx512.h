@@ -36,6 +36,12 @@ VENTURI_INLINE I16 load_s8(const int8_t* p) {
 VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(v));
 }
+VENTURI_INLINE void store_s16(int16_t* p, I16 v) {
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(v));
+}
+VENTURI_INLINE I16 load_pairs(const int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+}
 
 VENTURI_INLINE F16 splat(float x) { return _mm512_set1_ps(x); }
 VENTURI_INLINE I16 splat(int32_t x) { return _mm512_set1_epi32(x); }
@@ -91,6 +97,10 @@ VENTURI_INLINE I16 dot4(I16 acc, B64 u, B64 s) {
 }
 VENTURI_INLINE I16 dot4_nibbles(I16 acc, B64 u, B64 s) { return dot4(acc, u, s); }
 VENTURI_INLINE I16 pairs(I16 a, I16 b) { return _mm512_madd_epi16(a, b); }
+VENTURI_INLINE I16 dot2(I16 acc, I16 a, I16 b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
 VENTURI_INLINE I16 words(B64 a) { return a.v; }
 VENTURI_INLINE B64 low_nibbles(B64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 VENTURI_INLINE B64 high_nibbles(B64 a) {

@@ -61,6 +61,13 @@ VENTURI_INLINE I16 load_s8(const int8_t* p) { VENTURI_LANES(I16, p[i]); }
 VENTURI_INLINE void store_s8(int8_t* p, I16 v) {
     for (int i = 0; i < 16; ++i) p[i] = (int8_t)(v.v[i] < -128 ? -128 : v.v[i] > 127 ? 127 : v.v[i]);
 }
+VENTURI_INLINE void store_s16(int16_t* p, I16 v) {
+    for (int i = 0; i < 16; ++i)
+        p[i] = (int16_t)(v.v[i] < -32768 ? -32768 : v.v[i] > 32767 ? 32767 : v.v[i]);
+}
+VENTURI_INLINE I16 load_pairs(const int8_t* p) {
+    VENTURI_LANES(I16, (int32_t)((uint32_t)p[2 * i + 1] << 16 | (uint16_t)p[2 * i]));
+}
 
 VENTURI_INLINE F16 splat(float x) { VENTURI_LANES(F16, x); }
 VENTURI_INLINE I16 splat(int32_t x) { VENTURI_LANES(I16, x); }
@@ -136,6 +143,7 @@ VENTURI_INLINE int32_t pair(int32_t a, int32_t b) {
     return plus((int32_t)(int16_t)a * (int16_t)b, (a >> 16) * (b >> 16));
 }
 VENTURI_INLINE I16 pairs(I16 a, I16 b) { VENTURI_LANES(I16, pair(a.v[i], b.v[i])); }
+VENTURI_INLINE I16 dot2(I16 acc, I16 a, I16 b) { return add(acc, pairs(a, b)); }
 VENTURI_INLINE I16 words(B64 a) {
     I16 r;
     __builtin_memcpy(r.v, a.v, 64);

@@ -8,9 +8,8 @@
 
 namespace VENTURI_NAMESPACE {
 
-// Added as float in a lane this many vectors long, then as double.
-constexpr int kVectors = 16;
-constexpr int64_t kPart = kVectors * kLanes;
+// Numbers that are added as floats in 16 lanes before their sum is added as double.
+constexpr int64_t kPart = 16 * kLanes;
 
 // 16 numbers from column `k` of a row; `fill` past its end.
 VENTURI_INLINE F16 load_filled(const float* x, int64_t k, int64_t columns, float fill) {
