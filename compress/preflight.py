@@ -76,7 +76,7 @@ def _layers(plan: Plan, trials: dict[tuple[object, ...], Trial]) -> list[str]:
     lines = []
     for key, one in kinds(plan.treatments.values()).items():
         trial = trials[key]
-        slow = ", slow" if trial.slow else ""
+        slow = ", slow" if trial.slow and "slow" not in trial.product else ""
         dense = ", dense" if one.pruner is not None else ""
         what = f"{counts[key]} linears {one.storage}"
         lines.append(f"{what}, executed as {trial.execution}{dense} by {trial.product}{slow}")

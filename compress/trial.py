@@ -60,8 +60,8 @@ def try_out(treatment: Treatment, activations: str, dtype: torch.dtype) -> Trial
         reader = WeightReader(Checkpoint(Path(folder), {}, read_header(file)), backend)
         reader.activations = activations
         linear = reader.matrix(Matrix(modules=(_NAME,)), (_ROWS,), columns)
-    # Weights that are unpacked, or torch's products where ours would be faster.
-    slow = treatment.format is not None and (backend != "cpu" or "torch" in linear.product)
+    # Weights that are unpacked, and products of torch's or of a reference.
+    slow = treatment.format is not None and not linear.product.startswith("venturi-")
     return Trial(linear.execution, linear.product, slow, seconds / random_NK.numel())
 
 

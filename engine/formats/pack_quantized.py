@@ -84,6 +84,7 @@ def pack_rows(q_MK: Tensor, bits: int) -> Tensor:
 
     Words are little-endian, so that bytes are made and then read as words.
     """
+    q_MK = q_MK.to(torch.int8)
     u_MK = q_MK.view(torch.uint8) ^ 128 if bits == 8 else (q_MK + (1 << bits - 1)).view(torch.uint8)
     u_MK = torch.nn.functional.pad(u_MK, (0, -u_MK.shape[1] % (32 // bits)))
     parts = u_MK.unflatten(1, (-1, 8 // bits)).unbind(2)

@@ -36,7 +36,7 @@ def test_what_linears_read(make_model: Callable[..., Path]) -> None:
     folder = make_model(layers=2)
     ids_SL = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(0))
     blocks = Blocks.open(Checkpoint.open(folder))
-    state, reference = Sequential(blocks, ids_SL), expected(folder, ids_SL)
+    state, reference = Sequential(blocks, ids_SL, folder), expected(folder, ids_SL)
     found: dict[str, Tensor] = {}
     for index, names in enumerate(blocks.spec.names):
         modules = {module for matrix in names.matrices() for module in matrix.modules}
