@@ -18,7 +18,9 @@ from compress.host_speed import measure
 from compress.memory import available_bytes
 from compress.plan import Plan
 from compress.recipe import Recipe
+from compress.treatment import Treatment
 from compress.trial import Trial, kinds, try_out
+from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -77,10 +79,18 @@ def _layers(plan: Plan, trials: dict[tuple[object, ...], Trial]) -> list[str]:
     for key, one in kinds(plan.treatments.values()).items():
         trial = trials[key]
         slow = ", slow" if trial.slow and "slow" not in trial.product else ""
-        dense = ", dense" if one.pruner is not None else ""
         what = f"{counts[key]} linears {one.storage}"
-        lines.append(f"{what}, executed as {trial.execution}{dense} by {trial.product}{slow}")
+        how = f"{trial.execution}{_zeros(one)} by {trial.product}{slow}"
+        lines.append(f"{what}, executed as {how}")
     return lines
+
+
+def _zeros(treatment: Treatment) -> str:
+    """What becomes of a pruned layer's zeros when it is executed."""
+    if treatment.pruner is None:
+        return ""
+    left_out = treatment.sparse is not None and treatment.format == int_quantized.FORMAT
+    return ", zeros left out where loading finds it faster" if left_out else ", zeros multiplied"
 
 
 def _fallbacks(plan: Plan) -> list[str]:
