@@ -24,6 +24,7 @@ def write(results: Results, folder: Path) -> str:
         lines += ["", f"## Model {model}", "", _shape(model), "", *_speeds(results, model)]
         lines += ["", *_ratios(results, model)]
         if results.models[model]:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / f"cpu-{model}.svg").write_text(plot(results, model), encoding="utf-8")
             lines += ["", f"![tokens/s by batch](cpu-{model}.svg)"]
     lines += ["", "## Through gRPC", "", *_served(results)]

@@ -74,10 +74,11 @@ def _seconds(
 
 
 def _layers(plan: Plan, trials: dict[tuple[object, ...], Trial]) -> list[str]:
-    counts = Counter(one.scheme_key for one in plan.treatments.values())
+    treatments = plan.treatments.values()
+    counts = Counter((one.scheme_key, _zeros(one)) for one in treatments)
     lines = []
-    for key, one in kinds(plan.treatments.values()).items():
-        trial = trials[key]
+    for key, one in {(one.scheme_key, _zeros(one)): one for one in treatments}.items():
+        trial = trials[one.scheme_key]
         slow = ", slow" if trial.slow and "slow" not in trial.product else ""
         what = f"{counts[key]} linears {one.storage}"
         how = f"{trial.execution}{_zeros(one)} by {trial.product}{slow}"

@@ -96,7 +96,8 @@ def combine(
         raise CompressError(f"{name}: awq scales before it rounds: prune without it")
     fields = {} if quantiser is None else _rounding(quantiser, columns)
     sparsity = None if pruner is None else _sparsity(name, pruner, columns, where)
-    sparse = None if pruner is None else _sparse(pruner, sparsity, fields.get("bits"), columns)
+    integers = fields.get("format") != FLOAT_QUANTIZED
+    sparse = _sparse(pruner, sparsity, fields.get("bits"), columns) if integers else None
     return Treatment(
         scalings=tuple(scalings), pruner=pruner, sparsity=sparsity, quantiser=quantiser,
         sparse=sparse, **fields,
@@ -119,10 +120,10 @@ def _rounding(quantiser: Modifier, columns: int) -> dict[str, Any]:
 
 
 def _sparse(
-    pruner: Modifier, share: float | None, bits: int | None, columns: int
+    pruner: Modifier | None, share: float | None, bits: int | None, columns: int
 ) -> Literal["unstructured", "2:4"] | None:
     """How zeros are left out: where what is saved is more than the mask and row offsets take."""
-    if bits is None or share is None:
+    if pruner is None or bits is None or share is None:
         return None
     if pruner.structure == "2:4":
         return "2:4"

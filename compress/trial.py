@@ -48,6 +48,8 @@ def try_out(treatment: Treatment, activations: str, dtype: torch.dtype) -> Trial
     zeros_NK = torch.zeros(_ROWS, columns, dtype=dtype)
     generator = torch.Generator().manual_seed(0)
     random_NK = torch.randn(_ROWS, columns, generator=generator).to(dtype)
+    if treatment.sparse == "2:4":
+        random_NK.unflatten(1, (-1, 4))[..., 2:] = 0
     rounding = _rounding(treatment)
     seconds = mean_seconds(lambda: _tensors(rounding, random_NK))
     backend = resolve("auto")

@@ -191,9 +191,9 @@ class WeightReader:
         """A weight without its zeros; activations as for one with them."""
         tensors = self._parts(name, sparse.SUFFIXES)
         with self._broken(name):
-            if tensors["weight_shape"][:2].tolist() != [rows, columns]:
-                raise ValueError(f"weight_shape is not {[rows, columns]}")
             weight = sparse.unpack(tensors)
+            if weight.q_NK.shape != (rows, columns):
+                raise ValueError(f"weight_shape is not {[rows, columns]}")
             self._checked(f"{name}.weight_scale", tensors["weight_scale"])
         if self.activations == "float" and sparse.is_packed(tensors):
             return WeightOnly(weight)

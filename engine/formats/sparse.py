@@ -79,6 +79,8 @@ def unpack(tensors: dict[str, Tensor]) -> Int8Weight | GroupedWeight:
     values = _from_bytes(values.flatten(), bits, kept)
     q_NK = torch.zeros(rows, columns, dtype=torch.int8)
     weight = pack_quantized.unpack_grid(q_NK, bits, tensors)
+    if bits == 8 and isinstance(weight, GroupedWeight):
+        raise ValueError("8 bits in groups, or with zero points, are not served without zeros")
     weight.q_NK.copy_(_left_out(weight))
     weight.q_NK.masked_scatter_(keep_NK, values)
     return weight

@@ -78,6 +78,22 @@ def test_rows_of_extremes(name: str, native: bool) -> None:
 
 
 @sets
+@pytest.mark.parametrize("most", [4, 8])
+def test_shares_of_one_pass_and_of_two(name: str, native: bool, most: int) -> None:
+    """More threads than panels, and tiles that they do not divide."""
+    weight, before = sparse_weight(64, 2048), torch.get_num_threads()
+    linear = PackedSparseLinear.pack(weight, None, kernels(name), native=native)
+    try:
+        torch.set_num_threads(most)
+        for M in (25, 36, 60):
+            x_MK = randn(M, 2048, seed=M)
+            wanted = reference.int8_linear(x_MK, weight.q_NK, weight.scale_N)
+            assert all(torch.equal(linear(x_MK), wanted) for _ in range(20)), M
+    finally:
+        torch.set_num_threads(before)
+
+
+@sets
 def test_two_of_four(name: str, native: bool) -> None:
     weight = sparse_weight(64, 256, 1.0)
     weight.q_NK.unflatten(1, (-1, 4))[..., ::2] = 0

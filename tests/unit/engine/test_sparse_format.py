@@ -156,7 +156,9 @@ def test_the_configuration_says_what_it_is() -> None:
     packed = sparse.config_group(
         pack_quantized.config_group(["Linear"], 4, 32, symmetric=True), "unstructured"
     )
-    assert checkpoint_format(config(**packed)).startswith("compressed-tensors/venturi-sparse")
+    whole = config(**packed)
+    whole["quantization_config"]["format"] = packed["format"]
+    assert checkpoint_format(whole) == "compressed-tensors/venturi-sparse-pack-quantized"
     for change in ({"sparsity": "1:4"}, {"input_activations": None}, {"format": "sparse-bitmask"}):
         with pytest.raises(ModelLoadError, match="quantization_config"):
             checkpoint_format(config(**change))

@@ -85,8 +85,8 @@ VENTURI_INLINE void one_block(const Panels<Where>& panels, Range range, Range ro
 }
 
 // Phase: calls `body(Rows, panel, Ahead)` for all panels and rows, `most` rows at most at a time.
-// Where panels are used more than once, `prepare(first, end)` comes before all bodies of a block
-// of them.
+// `prepare(first, end)` comes before all bodies of a block of panels that are used more than once;
+// of such as are used once, with no panels.
 template <typename Where, typename Prepare, typename Body>
 VENTURI_INLINE void each_block(const Panels<Where>& panels, int64_t rows, int most, const Team& team,
                                const Prepare& prepare, const Body& body) {
@@ -102,7 +102,7 @@ VENTURI_INLINE void each_block(const Panels<Where>& panels, int64_t rows, int mo
             const int64_t first = share.panels.begin + block * team.take(owner);
             if (first >= share.panels.end) break;
             const int64_t end = first + block < share.panels.end ? first + block : share.panels.end;
-            if (passes > 1) prepare(first, end);
+            prepare(first, passes > 1 ? end : first);
             one_block(panels, {first, end}, share.tiles, rows, parts, body);
         }
     }

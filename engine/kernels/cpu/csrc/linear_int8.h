@@ -98,20 +98,20 @@ static inline void linear_sparse(const Int8Weights& w, const Activations& a, flo
     const int64_t bytes = panel_bytes(w), quads = padded(w.columns, 0) / 4;
     const auto where = [&](int64_t panel) { return w.weights + w.begins[panel]; };
     const Panels<decltype(where)> panels{where, bytes, ceil_div(w.outs, kPanel)};
-    int64_t begin = -1;  // of the block that is expanded
+    Range expanded{0, 0};
     each_block(
         panels, a.rows, kRegisterRows, team,
         [&](int64_t first, int64_t end) {
-            begin = first;
+            expanded = {first, end};
             for (int64_t p = first; p < end; ++p)
                 expand_panel(Lines{where(p)}, quads, scratch + (p - first) * bytes);
         },
         [&](Rows at, int64_t panel, Ahead ahead) {
-            if (begin < 0) {
+            if (expanded.begin == expanded.end) {
                 kRowsInt8<Lines>[at.rows](w, Lines{where(panel)}, a, at, panel, ahead, out, stride);
                 return;
             }
-            const WholeLines lines{scratch + (panel - begin) * bytes};
+            const WholeLines lines{scratch + (panel - expanded.begin) * bytes};
             kRowsInt8<WholeLines>[at.rows](w, lines, a, at, panel, ahead, out, stride);
         });
 }
