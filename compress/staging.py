@@ -5,6 +5,7 @@ free was left by a dead process, and the next run beside it removes it.
 """
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compress.errors import CompressError
-from compress.sources import MANIFEST_NAME
+from compress.sources import MANIFEST_NAME, REPORT_NAME
 
 _SUFFIX = ".venturi-tmp"
 _LOCK_NAME = ".lock"
@@ -34,13 +35,28 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises ``CompressError`` where ``out`` holds something that is not an artefact."""
-    if out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST_NAME).is_file()):
+    """Raises ``CompressError`` where ``out`` holds something that is no part of an artefact."""
+    if out.is_dir() and not any(out.iterdir()):
         return
-    if out.exists():
+    if out.is_dir() and (out / MANIFEST_NAME).is_file():
+        own = {*_files(out / MANIFEST_NAME), MANIFEST_NAME, REPORT_NAME, _LOCK_NAME}
+        if others := sorted({path.name for path in out.iterdir()} - own):
+            raise CompressError(
+                f"{out} holds {others[0]}, which is no part of its artefact and would be lost: "
+                "move it, or name another folder with --out"
+            )
+    elif out.exists():
         raise CompressError(
             f"{out} exists and is not a Venturi artefact: name another folder with --out"
         )
+
+
+def _files(manifest: Path) -> set[str]:
+    """Names of the artefact's files; none where the manifest is broken."""
+    try:
+        return set(json.loads(manifest.read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def publish(folder: Path, out: Path) -> None:

@@ -40,6 +40,11 @@ class Provenance:
             artefact=self.manifest.get("key", ""),
         )
 
+    def verdict(self) -> tuple[str, str]:
+        """What the gate said when the artefact was made, and why; empty where none did."""
+        found = self._object("verdict")
+        return str(found.get("outcome", "")), str(found.get("line", ""))
+
     def methods(self) -> dict[str, str]:
         """Compression method by module name."""
         rows = self.manifest.get("layers")

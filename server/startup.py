@@ -82,6 +82,9 @@ async def _artefact(
                 f"--gate {config.gate} needs the original, and {config.model} is compressed or "
                 "served as it is: name the original's folder and a --recipe"
             )
+        outcome, line = Provenance.from_folder(config.model).verdict()
+        if outcome not in ("", "pass"):
+            logger.warning("served although the gate said when it was made: %s", line)
         return config.model
     # What compressing would carry along broken is looked at before the work.
     if config.model.is_dir():

@@ -22,6 +22,7 @@ _SERVER_COMMANDS = {
     "serve": "Run the inference service.",
     "compress": "Compress a model into an artefact.",
     "evaluate": "Measure a compressed model against the original.",
+    "export": "Write a sparse artefact with explicit zeros.",
     "doctor": "Check what this machine can run.",
 }
 _USAGE_ERROR = 2

@@ -185,3 +185,14 @@ def test_a_source_that_changes_meanwhile(
     )
     with pytest.raises(CompressError, match=r"tokenizer\.json changed while"):
         compress.compress("w8a8", model, tmp_path / "out")
+
+
+def test_files_that_are_not_the_artefacts_own_are_not_lost(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, out = make_model(), tmp_path / "out"
+    compress.compress("w8a8", model, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(CompressError, match=r"notes\.txt"):
+        compress.compress("w8a8", model, out)
+    assert (out / "notes.txt").read_text() == "mine"
