@@ -24,7 +24,7 @@ from compress.gate.engine_identity import engine_identity
 from compress.gate.report import Report, Restored, write_report
 from compress.gate.tasks import read_tasks
 from compress.gate.text import EvaluationText
-from compress.gate.verdict import KL, Verdict, judge, not_achievable
+from compress.gate.verdict import Verdict, judge, not_achievable
 from compress.progress import Progress
 from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
 from engine.client.files import read_optional_json
@@ -51,9 +51,9 @@ class Measured:
 
     @property
     def tolerable(self) -> float:
-        """Share of the KL that may stay; 1 where it is not the KL that fails, or there is none."""
-        found = [check for check in self.verdict.checks if check.name == KL]
-        return min(1.0, found[0].limit / found[0].high) if found else 1.0
+        """Share of the KL that may stay; 1 where the KL passes, or there is none."""
+        check = self.verdict.kl
+        return check.limit / check.high if check is not None and check.high > check.limit else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,8 +60,19 @@ def read_tasks(model_dir: Path, files: Sequence[Path]) -> tuple[Task, ...]:
     """Raises ``CompressError`` that names the file and the line."""
     if not files:
         return ()
+    _check_names(files)
     reader = _Reader(tokenizer(model_dir / "tokenizer.json"), bos_ids(model_dir))
     return tuple(reader.task(file) for file in files)
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    named: dict[str, Path] = {}
+    for file in files:
+        other = named.setdefault(file.stem, file)
+        if other is not file:
+            raise CompressError(
+                f"{other} and {file} are both named {file.stem}, which names a task: rename one"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from compress.gate import text as texts
 from compress.gate.answers import is_right, log_likelihood
 from compress.gate.config import Gate
 from compress.gate.decision import Estimate, Outcome
-from compress.gate.judging import Judge
+from compress.gate.judging import Judge, Measured
 from compress.gate.report import read_report
 from compress.gate.tasks import Choice, Question, read_tasks
 from compress.gate.text import NGRAM, EvaluationText, generate_text, ngrams
@@ -105,6 +105,42 @@ def test_few_documents_decide_nothing() -> None:
     assert "about 8 documents would decide (there were 7)" in verdict.remedy
 
 
+def test_a_task_may_be_called_kl() -> None:
+    named = replace(task(800, 100, 10), name="kl")
+    verdict = judge(evaluation(LOW, named), Gate())
+    assert verdict.sentence.startswith("the accuracy lost on kl is 9.00 %")
+    assert "gate.max_drop" in verdict.remedy
+    assert verdict.kl == verdict.checks[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (evaluation(LOW), False),
+        (evaluation(kl(0.3, 0.1)), True),
+        (evaluation(kl(0.05, 0.01)), True),
+        (evaluation(None), True),
+        (evaluation(LOW, task(48, 0, 0, items=60)), False),
+        (evaluation(LOW, task(800, 100, 10)), True),
+    ],
+)
+def test_an_undecided_task_is_no_reason_to_restore(found: Evaluation, wanted: bool) -> None:
+    assert judge(found, Gate()).wants_restoring is wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "share"),
+    [
+        (kl(0.0, 0.0), 1.0),
+        (kl(-0.001, 0.0005), 1.0),
+        (kl(0.3, 0.1), 0.125),
+    ],
+)
+def test_the_kl_that_may_stay(found: Estimate, share: float) -> None:
+    measured = Measured("", evaluation(found), judge(evaluation(found), Gate()))
+    assert measured.tolerable == pytest.approx(share)
+
+
 def test_what_is_slower_everywhere_is_flagged() -> None:
     speed = tuple(Speed(batch=batch, original=10.0, artefact=9.0) for batch in (1, 8, 32))
     verdict = judge(replace(evaluation(LOW), speed=speed), Gate())
@@ -161,6 +197,14 @@ def test_no_questions(make_model: MakeModel, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("\n")
     with pytest.raises(CompressError, match="has no questions"):
         read_tasks(with_tokenizer(make_model()), [tmp_path / "t.jsonl"])
+
+
+def test_two_files_of_one_name_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    question = {"sentence_good": "cat", "sentence_bad": "dog"}
+    files = [lines(folder / "t.jsonl", question) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(CompressError, match="are both named t"):
+        read_tasks(with_tokenizer(make_model()), files)
 
 
 def test_answers_by_hand() -> None:

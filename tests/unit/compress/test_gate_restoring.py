@@ -1,8 +1,11 @@
 """Restoring: the policy on made-up layers, then a sabotaged artefact of the embedded model."""
 
+import json
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,10 +18,13 @@ from compress.gate.config import Gate
 from compress.gate.decision import Outcome
 from compress.gate.flow import compress_and_judge
 from compress.gate.judging import Judge
+from compress.gate.report import Report
 from compress.gate.restoring import Layer, attempts, kept_share, ladder, restored_recipe
 from compress.progress import NoProgress
 from compress.recipe import KvCache, Modifier, Recipe, resolve
 from compress.treatment import combine
+
+MakeModel = Callable[..., Path]
 
 LAYERS = st.lists(
     st.tuples(st.integers(1, 9), st.floats(0, 1) | st.just(float("inf"))), min_size=1, max_size=12
@@ -154,6 +160,44 @@ def test_data_is_read_before_the_work(mini: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CompressError, match=r"nowhere\.jsonl cannot be read"):
         compress_and_judge(resolve("w8a8"), lambda one: pytest.fail("compressed"), judge)
+
+
+def judge_in(original: Path, cache: Path, **gate: Any) -> Judge:
+    settings = {"mode": "enforce", "documents": 8, "length": 24, "restore": True, **gate}
+    return Judge(
+        original=original,
+        gate=Gate(**settings),
+        seed=0,
+        kv_dtype="auto",
+        cache_dir=cache,
+        progress=NoProgress(),
+    )
+
+
+def run(judge: Judge) -> tuple[Built, Report]:
+    def build(recipe: Recipe) -> Built:
+        return compress_cached(recipe, judge.original, judge.cache_dir, NoProgress())
+
+    return compress_and_judge(resolve("w8a8"), build, judge)
+
+
+def test_questions_too_few_to_decide_restore_nothing(mini: Path, tmp_path: Path) -> None:
+    pairs = [{"sentence_good": f"User: {n}", "sentence_bad": f"{n} :User"} for n in range(30)]
+    tasks = tmp_path / "order.jsonl"
+    tasks.write_text("\n".join(map(json.dumps, pairs)))
+    _, report = run(judge_in(mini, tmp_path, tasks=(str(tasks),)))
+    assert report.verdict.outcome is Outcome.INCONCLUSIVE
+    assert report.restored == ()
+    assert "questions of order would decide (there were 15)" in report.verdict.remedy
+    assert not (tmp_path / "restorations").exists()
+
+
+def test_where_nothing_can_be_restored_nothing_is_said_of_it(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    _, report = run(judge_in(make_model(layers=1), tmp_path, max_kl=1e-12))
+    assert report.verdict.outcome is Outcome.FAIL
+    assert "achievable" not in report.line()
 
 
 def test_a_recipe_that_cannot_pass_fails(mini: Path, tmp_path: Path) -> None:
