@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from compress.gate.flow import compress_and_judge
 from compress.gate.judging import Judge
 from compress.gate.report import Report
 from compress.gate.restoring import Layer, attempts, kept_share, ladder, restored_recipe
+from compress.plan import make_plan
 from compress.progress import NoProgress
 from compress.recipe import KvCache, Modifier, Recipe, resolve
 from compress.treatment import combine
+from engine.formats.checkpoint import Checkpoint
 
 MakeModel = Callable[..., Path]
 
@@ -111,6 +114,18 @@ def test_each_step_is_what_the_ladder_says(
             after = combine("a", left, 64, (0, 2))
             assert ladder(after) == expected
             assert after.execution.endswith("int8")
+
+
+def test_a_modifier_that_has_no_layer_left_goes(make_model: MakeModel) -> None:
+    first = replace(INT8, targets=("model.layers.0.*",))
+    second = replace(INT8, targets=("model.layers.1.*",), scale="mse")
+    recipe = replace(resolve("w8a8"), modifiers=(first, second))
+    checkpoint = Checkpoint.open(make_model())
+    treatments = make_plan(recipe, checkpoint).treatments
+    steps = {name: 1 for name in treatments if name.startswith("model.layers.0.")}
+    changed = restored_recipe(recipe, treatments, steps)
+    assert changed.modifiers == (second,)
+    assert make_plan(changed, checkpoint).treatments.keys() == treatments.keys() - steps.keys()
 
 
 def sabotage(artefact: Path) -> None:
