@@ -21,6 +21,7 @@ from compress.gate import text as texts
 from compress.gate.answers import is_right, log_likelihood
 from compress.gate.config import Gate
 from compress.gate.decision import Estimate, Outcome
+from compress.gate.evaluation_command import Asked, evaluate_folder
 from compress.gate.judging import Judge, Measured
 from compress.gate.report import read_report
 from compress.gate.tasks import Choice, Question, read_tasks
@@ -205,6 +206,30 @@ def test_two_files_of_one_name_are_refused(make_model: MakeModel, tmp_path: Path
     files = [lines(folder / "t.jsonl", question) for folder in (tmp_path, tmp_path / "other")]
     with pytest.raises(CompressError, match="are both named t"):
         read_tasks(with_tokenizer(make_model()), files)
+
+
+def test_a_question_longer_than_the_context(make_model: MakeModel, tmp_path: Path) -> None:
+    question = {"question": "cat " * 62, "choices": ["dog", "dog dog"], "answer": 0}
+    file = lines(tmp_path / "t.jsonl", question)
+    with pytest.raises(CompressError, match=r"t\.jsonl:1: 65 tokens are more than .* of 64: short"):
+        read_tasks(with_tokenizer(make_model()), [file])
+
+
+def test_a_short_context_shortens_what_is_generated(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.gate.speed.BATCHES", (1, 2))
+    folder = make_model()
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    compress.compress("w8a8", folder, tmp_path / "w8a8")
+    limits = Gate(documents=8)
+    asked = Asked(artefact=tmp_path / "w8a8", original=folder, limits=limits, speed=True)
+    found = evaluate_folder(asked, NoProgress()).evaluation
+    assert (found.window, found.documents) == (24, 8)
+    assert [one.batch for one in found.speed] == [1, 2]
+    assert all(one.original > 0 < one.artefact for one in found.speed)
 
 
 def test_answers_by_hand() -> None:

@@ -215,6 +215,26 @@ def test_where_nothing_can_be_restored_nothing_is_said_of_it(
     assert "achievable" not in report.line()
 
 
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [
+        ("data", 15, "gate.data has 15 windows of text, fewer than 16"),
+        ("tasks", 1, "few has 1 question, and gate.restore needs 2"),
+    ],
+)
+def test_too_little_data_for_two_halves(
+    mini: Path, tmp_path: Path, kind: str, count: int, message: str
+) -> None:
+    line = {"text": "User: Who?", "sentence_good": "User: a", "sentence_bad": "a :User"}
+    file = tmp_path / "few.jsonl"
+    file.write_text((json.dumps(line) + "\n") * count)
+    judge = judge_in(mini, tmp_path, **{kind: (str(file),)})
+    with pytest.raises(CompressError, match=message):
+        compress_and_judge(resolve("w8a8"), lambda one: pytest.fail("compressed"), judge)
+    file.write_text((json.dumps(line) + "\n") * (count + 1))
+    judge.check_data()
+
+
 def test_a_recipe_that_cannot_pass_fails(mini: Path, tmp_path: Path) -> None:
     gate = Gate(mode="enforce", max_kl=1e-6, documents=8, length=24, restore=True)
     judge = Judge(
