@@ -142,7 +142,8 @@ class Judge:
                 seed=self.seed,
                 avoid=calibration,
             )
-            texts.save(text, file)
+            with writing(file.parent, CACHE_REMEDY):
+                texts.save(text, file)
             return text
 
     @property
@@ -191,7 +192,8 @@ class Judge:
                     kv_dtype=self.kv_dtype,
                     progress=self.progress,
                 )
-                texts.write_whole(file, json.dumps(asdict(evaluation)) + "\n")
+                with writing(file.parent, CACHE_REMEDY):
+                    texts.write_whole(file, json.dumps(asdict(evaluation)) + "\n")
             return key, evaluation
 
     def _memo(self) -> HashMemo:
@@ -205,11 +207,11 @@ class Judge:
         with writing(folder, CACHE_REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield key, folder / f"{key}.json"
-            finally:
-                os.close(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield key, folder / f"{key}.json"
+        finally:
+            os.close(descriptor)
 
 
 def calibration_ids(artefact: Path) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """The gate: verdicts on known figures, its data, and whole runs on small models."""
 
+import errno
 import json
 import re
 import shutil
@@ -361,6 +362,22 @@ def test_logits_that_overflow_are_refused(mini: Path, artefact: Path, tmp_path: 
     assert report.refused
     assert "NaN or infinite logits on 8 of 8 documents" in report.line()
     assert read_report(copy) == report
+
+
+def test_only_a_failed_write_is_blamed_on_the_cache(
+    mini: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    judging = make_judge(mini, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.evaluate.evaluate", full)
+        with pytest.raises(OSError, match="No space left"):
+            judging.report(artefact)
+    monkeypatch.setattr(texts, "write_whole", full)
+    with pytest.raises(CompressError, match=r"evaluations: the disk is full: name a writable"):
+        judging.report(artefact)
 
 
 @pytest.mark.parametrize(

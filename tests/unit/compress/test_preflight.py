@@ -1,6 +1,8 @@
 """What a run says and refuses before it begins."""
 
+import errno
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,18 @@ def test_layers_kernels_head_and_needs(
     assert "of memory" in needs
     assert "of disk" in needs
     assert needs.endswith(" s")
+
+
+def test_no_room_for_temporary_files(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("compress.trial.save_file", full)
+    wanted = f"cannot write to {tempfile.gettempdir()}: the disk is full: set TMPDIR"
+    with pytest.raises(CompressError, match=wanted):
+        compress.compress("w8a8", make_model(), tmp_path / "out")
 
 
 def test_an_untied_head_and_layers_that_stay(make_model: MakeModel, tmp_path: Path) -> None:
