@@ -6,6 +6,7 @@ half, which is looked at once.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def _remembered(
         found = _restore(recipe, build, judge, artefact, first)
     with writing(folder, CACHE_REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(found)) + "\n")
+        write_whole(file, json.dumps(asdict(found), allow_nan=False) + "\n")
     return found
 
 
@@ -124,4 +125,5 @@ def _restore(
 def _row(layer: Layer, ladders: dict[str, tuple[str, ...]], steps: dict[str, int]) -> Restored:
     rungs = ladders[layer.modules[0]]
     after = rungs[min(steps[layer.modules[0]], len(rungs) - 1)]
-    return Restored(name=layer.name, before=rungs[0], after=after, contribution=layer.contribution)
+    cost = layer.contribution if math.isfinite(layer.contribution) else None
+    return Restored(name=layer.name, before=rungs[0], after=after, contribution=cost)

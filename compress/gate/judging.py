@@ -193,7 +193,7 @@ class Judge:
                     progress=self.progress,
                 )
                 with writing(file.parent, CACHE_REMEDY):
-                    texts.write_whole(file, json.dumps(asdict(evaluation)) + "\n")
+                    texts.write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
             return key, evaluation
 
     def _memo(self) -> HashMemo:

@@ -209,13 +209,17 @@ def _restored(report: Report) -> str:
         return ""
     cells = [
         f"<td>{escape(one.name)}</td><td>{escape(one.before)}</td><td>{escape(one.after)}</td>"
-        f"<td class=n>{one.contribution:.5f}</td>"
+        f"<td class=n>{_cost(one.contribution)}</td>"
         for one in report.restored
     ]
     head = "<th>decoder layer</th><th>was</th><th>is</th><th class=n>cost, nats per token</th>"
     share = f"{100 * report.kept_share:.0f} % of the targeted weights keep the scheme asked for."
     why = "These layers cost most and got precision back, so that the whole may pass."
     return f"<h2>Restored</h2><p>{why} {share}</p>{_table(head, cells)}"
+
+
+def _cost(contribution: float | None) -> str:
+    return "no numbers" if contribution is None else f"{contribution:.5f}"
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import secrets
 from collections.abc import Iterable, Sequence
@@ -123,10 +124,13 @@ def save(text: EvaluationText, file: Path) -> None:
 
 
 def write_whole(file: Path, content: str) -> None:
-    """Replaces ``file`` in one step. Raises ``OSError``."""
+    """Replaces ``file`` in one step, after its new content is on the disk. Raises ``OSError``."""
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        fresh.write_text(content, encoding="utf-8")
+        with fresh.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         fresh.replace(file)
     finally:
         with suppress(OSError):

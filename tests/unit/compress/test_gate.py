@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from compress.gate.config import Gate
 from compress.gate.decision import Estimate, Outcome
 from compress.gate.evaluation_command import Asked, evaluate_folder
 from compress.gate.judging import Judge, Measured
-from compress.gate.report import read_report
+from compress.gate.page import make_page
+from compress.gate.report import Restored, read_report
 from compress.gate.tasks import Choice, Question, read_tasks
 from compress.gate.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.gate.verdict import judge
@@ -273,6 +275,19 @@ def test_text_is_saved_whole(tmp_path: Path) -> None:
     assert texts.load(tmp_path / "t.json") is None
 
 
+def test_a_file_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    texts.write_whole(tmp_path / "t.json", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        texts.write_whole(tmp_path / "t.json", "new")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"t.json": "old"}
+
+
 class Heard(NoProgress):
     def __init__(self) -> None:
         self.phases: list[str] = []
@@ -358,10 +373,12 @@ def test_a_changed_artefact_is_measured_again_and_fails(
 def test_logits_that_overflow_are_refused(mini: Path, artefact: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     sabotage(copy, 3e38)
-    report = make_judge(mini, tmp_path / "cache").report(copy)
+    restored = Restored(name="layer 3", before="8 bit", after="original", contribution=None)
+    report = make_judge(mini, tmp_path / "cache").report(copy, restored=(restored,))
     assert report.refused
     assert "NaN or infinite logits on 8 of 8 documents" in report.line()
     assert read_report(copy) == report
+    assert "no numbers" in make_page(report, {})
 
 
 def test_only_a_failed_write_is_blamed_on_the_cache(
