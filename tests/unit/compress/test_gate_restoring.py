@@ -235,6 +235,21 @@ def test_too_little_data_for_two_halves(
     judge.check_data()
 
 
+def test_a_layer_without_numbers_costs_none(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(*_: object) -> list[float]:
+        return [0.0, 0.0, 0.0, float("inf"), 0.0, 0.0]
+
+    monkeypatch.setattr("compress.gate.contribution.contributions", costs)
+    judge = judge_in(mini, tmp_path, length=48)
+    sabotage(compress_cached(resolve("w8a8"), mini, tmp_path, NoProgress()).artefact)
+    _, report = run(judge)
+    (restored,) = report.restored
+    assert (restored.name, restored.contribution) == ("layer 3", None)
+    assert run(judge)[1] == report
+
+
 def test_a_recipe_that_cannot_pass_fails(mini: Path, tmp_path: Path) -> None:
     gate = Gate(mode="enforce", max_kl=1e-6, documents=8, length=24, restore=True)
     judge = Judge(
