@@ -71,6 +71,18 @@ def test_no_room_for_temporary_files(
         compress.compress("w8a8", make_model(), tmp_path / "out")
 
 
+def test_a_failure_while_it_is_tried_out_is_no_failed_write(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("compress.artefact.try_out", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        compress.compress("w8a8", make_model(), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_untied_head_and_layers_that_stay(make_model: MakeModel, tmp_path: Path) -> None:
     spec = recipe(tmp_path, "{type: rtn, scheme: w8a8, targets: ['*q_proj']}")
     lines = plan(make_model(tied=False), spec, tmp_path / "out")
