@@ -174,7 +174,7 @@ def held_out(
         [
             window
             for file in files
-            for window in read_windows(model, [file], window=length, limit=skip + per_file)[skip:]
+            for window in read_windows(model, file, window=length)[skip : skip + per_file]
         ]
     )
 

@@ -7,7 +7,7 @@ Exit codes: 0 done, 2 something the user can mend (one line ``venturi: ...`` say
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,7 +79,13 @@ def compress_command(
     if out is not None and cache_dir is not None:
         raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
     progress = make_progress(mode)
-    with _exit_codes(progress):
+    builds: list[Built] = []
+
+    def build(one: Recipe) -> Built:
+        builds.append(_build(one, model, out, cache_dir, progress))
+        return builds[-1]
+
+    with _exit_codes(progress, builds):
         start = time.perf_counter()
         resolved = resolve(recipe)
         if refuse_slow and (slow := resolved.slow_schemes):
@@ -91,11 +97,11 @@ def compress_command(
             resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
         report = None
         if resolved.gate.mode == "off":
-            built = _build(resolved, model, out, cache_dir, progress)
+            build(resolved)
         else:
-            built, report = _gated(resolved, model, out, cache_dir, kv_dtype, progress)
+            report = _gated(resolved, model, cache_dir, kv_dtype, build, progress)
         seconds = round(time.perf_counter() - start, 3)
-        progress.done({**_done(built), "seconds": seconds, **_verdict(report)})
+        progress.done({**_done(builds), "seconds": seconds, **_verdict(report)})
     if report is not None and report.refused:
         sys.exit(REFUSED)
 
@@ -179,7 +185,7 @@ def evaluate_command(
         Console().print(make_table(report.evaluation))
         print(report.line())
         if json_file is not None:
-            text = json.dumps(asdict(report.evaluation), indent=2) + "\n"
+            text = json.dumps(asdict(report.evaluation), indent=2, allow_nan=False) + "\n"
             with writing(json_file, "name another file with --json"):
                 json_file.write_text(text, encoding="utf-8")
         if page is not None:
@@ -189,14 +195,16 @@ def evaluate_command(
 
 
 @contextmanager
-def _exit_codes(progress: Progress) -> Iterator[None]:
+def _exit_codes(progress: Progress, builds: Sequence[Built] = ()) -> Iterator[None]:
+    """``builds`` are the artefacts that exist by now."""
     try:
         yield
     except (CompressError, ModelLoadError) as error:
         progress.error(" ".join(str(error).split()))
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
-        progress.error("interrupted, nothing was written")
+        left = f"{builds[-1].artefact} is there, not judged" if builds else "nothing was written"
+        progress.error(f"interrupted, {left}")
         sys.exit(INTERRUPTED)
 
 
@@ -214,11 +222,11 @@ def _build(
 def _gated(
     recipe: Recipe,
     model: Path,
-    out: Path | None,
     cache_dir: Path | None,
     kv_dtype: str,
+    build: Callable[[Recipe], Built],
     progress: Progress,
-) -> "tuple[Built, Report]":
+) -> "Report":
     from compress.gate.flow import compress_and_judge
     from compress.gate.judging import Judge
 
@@ -230,20 +238,19 @@ def _gated(
         cache_dir=(cache_dir or default_cache_dir()).resolve(),
         progress=progress,
     )
-    return compress_and_judge(
-        recipe, lambda one: _build(one, model, out, cache_dir, progress), judge
-    )
+    return compress_and_judge(recipe, build, judge)[1]
 
 
-def _done(built: Built) -> dict[str, object]:
-    """Fields of the ``done`` event."""
+def _done(builds: Sequence[Built]) -> dict[str, object]:
+    """Fields of the ``done`` event: the last is served, any of them may have compressed."""
     memory = rss_anon_bytes()
+    measured = next((one.measured for one in reversed(builds) if not one.cached), {})
     return {
-        "artefact": str(built.artefact),
-        "key": built.key,
-        "cached": built.cached,
+        "artefact": str(builds[-1].artefact),
+        "key": builds[-1].key,
+        "cached": all(one.cached for one in builds),
         **{
-            name: built.measured.get(name, memory)
+            name: measured.get(name, memory)
             for name in ("peak_rss_anon_bytes", "baseline_rss_anon_bytes")
         },
     }

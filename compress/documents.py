@@ -1,7 +1,6 @@
 """Text of files as token ids: windows for evaluation, and what calibration needs for its own."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,38 @@ from compress.errors import CompressError
 from engine.client.files import read_optional_json
 
 _SEPARATOR = "\0"
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
-def read_windows(
-    model_dir: Path, files: Iterable[Path], *, window: int, limit: int | None
-) -> list[list[int]]:
-    """Token ids of the first ``limit`` windows, tokenised as ``model_dir`` does.
+def context_length(model_dir: Path) -> int:
+    """Positions of the model, as far as config.json tells; loading judges the rest."""
+    config = read_optional_json(model_dir / "config.json")
+    found = [config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int)]
+    return max(2, min(found, default=1 << 30))
+
+
+def read_windows(model_dir: Path, file: Path, *, window: int) -> list[list[int]]:
+    """Token ids of all windows of ``file``, tokenised as ``model_dir`` does.
 
     A document gives its first ``window`` tokens; a text file of a single document is cut into
     windows. Each begins with the bos token where the model has one; those that predict nothing
     are left out.
 
     Raises:
-        CompressError, ModelLoadError: a file cannot be read, or there is no text.
+        CompressError, ModelLoadError: the file cannot be read, or has no text.
     """
     encode, prefix = tokenizer(model_dir / "tokenizer.json"), bos_ids(model_dir)
     size = window - len(prefix)
     windows: list[list[int]] = []
-    for file in files:
-        documents = read_documents(file)
-        whole = len(documents) == 1 and file.suffix != ".jsonl"
-        for document in documents:
-            ids = encode.encode(document, add_special_tokens=False).ids
-            ends = range(0, len(ids), size) if whole else range(1)
-            cut = [prefix + ids[begin : begin + size] for begin in ends]
-            windows += [window_ids for window_ids in cut if len(window_ids) > 1]
-            if limit is not None and len(windows) >= limit:
-                return windows[:limit]
+    documents = read_documents(file)
+    whole = len(documents) == 1 and file.suffix != ".jsonl"
+    for document in documents:
+        ids = encode.encode(document, add_special_tokens=False).ids
+        begins = range(0, len(ids), size) if whole else range(1)
+        cut = [prefix + ids[begin : begin + size] for begin in begins]
+        windows += [window_ids for window_ids in cut if len(window_ids) > 1]
     if not windows:
-        raise CompressError("the data has no text to evaluate on: name other files")
+        raise CompressError(f"{file} has no text to evaluate on: name another file")
     return windows
 
 

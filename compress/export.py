@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.formats.runtime import read_runtime
 from engine.models import model_spec
 
 _MASK = ".weight_bitmask"
+_REMEDY = "name another folder with --out"
 
 
 def export(artefact: Path, out: Path, progress: Progress) -> None:
@@ -43,32 +45,37 @@ def export(artefact: Path, out: Path, progress: Progress) -> None:
     if out == artefact.resolve():
         raise CompressError(f"{out} is the artefact itself: name another folder with --out")
     check_replaceable(out)
-    with writing(out.parent, "name another folder with --out"), staging_folder(out) as folder:
+    with ExitStack() as stack:
         progress.phase("compressing", f"{len(modules)} layers of {artefact} get their zeros back")
-        shards, nbytes = ShardWriter(folder, SHARD_BYTES), Counter[str]()
-        for name, tensor in _tensors(checkpoint, modules):
-            shards.add(name, tensor)
-            nbytes[name.rpartition(".")[0]] += tensor.nbytes
-        shards.close()
-        _write_files(checkpoint, folder)
+        with writing(out.parent, _REMEDY):
+            folder = stack.enter_context(staging_folder(out))
+            shards, nbytes = ShardWriter(folder, SHARD_BYTES), Counter[str]()
+            for name, tensor, module in _tensors(checkpoint, modules):
+                shards.add(name, tensor)
+                if module is not None:
+                    nbytes[module] += tensor.nbytes
+            shards.close()
+            _write_files(checkpoint, folder)
         progress.phase("verifying", str(folder))
         verify(folder, shards.digests)
         try_out(folder, read_runtime(artefact).activations)
-        manifest = _manifest(artefact, folder, {module: nbytes[module] for module in modules})
-        text = json.dumps(manifest, indent=2) + "\n"
-        (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+        text = json.dumps(_manifest(artefact, folder, nbytes), indent=2) + "\n"
         progress.phase("publishing", str(out))
-        publish(folder, out)
+        with writing(out.parent, _REMEDY):
+            (folder / MANIFEST_NAME).write_text(text, encoding="utf-8")
+            publish(folder, out)
 
 
-def _tensors(checkpoint: Checkpoint, modules: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by name; those of sparse modules as their formats have them with zeros."""
+def _tensors(checkpoint: Checkpoint, modules: set[str]) -> Iterator[tuple[str, Tensor, str | None]]:
+    """All tensors by name; those of sparse weights as their formats have them with zeros, and
+    with the weight's module.
+    """
     spec = model_spec(checkpoint.folder, checkpoint.config, checkpoint.tensors)
     matrices = spec.linears()
     for name in checkpoint.tensors:
         module, _, suffix = name.rpartition(".")
         if module not in modules or suffix not in sparse.SUFFIXES:
-            yield name, checkpoint.tensor(name)
+            yield name, checkpoint.tensor(name), None
             continue
         if not name.endswith(_MASK):
             continue
@@ -78,7 +85,7 @@ def _tensors(checkpoint: Checkpoint, modules: set[str]) -> Iterator[tuple[str, T
             {one: checkpoint.tensor(full) for one, full in found.items()},
             transposed=matrices[module].transposed,
         ).items():
-            yield f"{module}.{one}", tensor
+            yield f"{module}.{one}", tensor, module
 
 
 def _with_zeros(tensors: dict[str, Tensor], *, transposed: bool) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The whole job: a model folder and a recipe become a published artefact."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -56,19 +57,22 @@ def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
     out = out.resolve()
     checkpoint = Checkpoint.open(job.sources.folder)
     plan = make_plan(job.recipe, checkpoint)
-    with writing(out.parent, remedy), PeakMemory() as memory:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with PeakMemory() as memory, ExitStack() as stack:
         if plan.calibrated:
             torch.set_num_threads(threads(sum(i.nbytes for i in checkpoint.tensors.values())))
-        for line in preflight.check(plan, job.recipe, checkpoint, out.parent, remedy):
-            progress.phase("planning", line)
-        if not plan.calibrated:
+        with writing(out.parent, remedy):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for line in preflight.check(plan, job.recipe, checkpoint, out.parent, remedy):
+                progress.phase("planning", line)
+        calibrated = None
+        if plan.calibrated:
+            with writing(out.parent, remedy):
+                store = stack.enter_context(open_store(out, job.key))
+                calibrated = CalibratedRun(job.recipe, plan, checkpoint, store)
+                calibrated.run(progress)
+        else:
             progress.phase("compressing", f"{len(plan.treatments)} layers of {checkpoint.folder}")
-            return _publish(job, checkpoint, plan, None, out, progress, memory)
-        with open_store(out, job.key) as store:
-            calibrated = CalibratedRun(job.recipe, plan, checkpoint, store)
-            calibrated.run(progress)
-            return _publish(job, checkpoint, plan, calibrated, out, progress, memory)
+        return _publish(job, checkpoint, plan, calibrated, out, progress, memory, remedy)
 
 
 def _publish(
@@ -79,21 +83,25 @@ def _publish(
     out: Path,
     progress: Progress,
     memory: PeakMemory,
+    remedy: str,
 ) -> Manifest:
-    with staging_folder(out) as folder:
-        store = None if calibrated is None else calibrated.store
-        writer = ArtefactWriter(job, checkpoint, plan, folder, store)
-        writer.write_weights(progress)
-        writer.write_files()
-        if calibrated is not None:
-            writer.calibration = calibration_record(job.recipe, calibrated.ids_SL)
-            text = json.dumps(calibrated.ids_SL.tolist())
-            (folder / CALIBRATION_NAME).write_text(text + "\n", encoding="utf-8")
+    with ExitStack() as stack:
+        with writing(out.parent, remedy):
+            folder = stack.enter_context(staging_folder(out))
+            store = None if calibrated is None else calibrated.store
+            writer = ArtefactWriter(job, checkpoint, plan, folder, store)
+            writer.write_weights(progress)
+            writer.write_files()
+            if calibrated is not None:
+                writer.calibration = calibration_record(job.recipe, calibrated.ids_SL)
+                text = json.dumps(calibrated.ids_SL.tolist())
+                (folder / CALIBRATION_NAME).write_text(text + "\n", encoding="utf-8")
         progress.phase("verifying", str(folder))
         writer.verify()
         job.sources.check_unchanged()
         manifest = writer.manifest(memory)
-        manifest.write(folder)
         progress.phase("publishing", str(out))
-        publish(folder, out)
+        with writing(out.parent, remedy):
+            manifest.write(folder)
+            publish(folder, out)
     return manifest

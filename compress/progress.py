@@ -4,7 +4,7 @@ With ``--progress json`` stdout has one JSON object a line, each with ``event`` 
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
     phase  phase (hashing, waiting, planning, generating, compressing, verifying,
-           publishing or evaluating), detail
+           publishing, evaluating or restoring), detail
     layer  item, items, name, seconds_left
     done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes; gate
            where there was one: mode, verdict, refused, line, data_sha256, tokens,

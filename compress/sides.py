@@ -52,11 +52,6 @@ class Timed:
         self._tokens = 0
         self._seconds = 0.0
 
-    @property
-    def report(self) -> ModelReport:
-        """The loaded model."""
-        return self._scorer.report
-
     def logits(self, ids: list[int]) -> Tensor:
         """float32 [T, V]: row i predicts token i + 1."""
         start = time.perf_counter()

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.block import LinearResult
+from compress.errors import writing
 from compress.host_speed import mean_seconds
 from compress.layer_row import pack_linear
 from compress.shards import system_error
@@ -42,7 +43,7 @@ def try_out(treatment: Treatment, activations: str, dtype: torch.dtype) -> Trial
 
     Raises:
         ModelLoadError: nothing executes it.
-        OSError: the folder for temporary files has no room.
+        CompressError: the folder for temporary files cannot be written to.
     """
     columns = (treatment.group_size or 1) * -(-_COLUMNS // (treatment.group_size or 1))
     zeros_NK = torch.zeros(_ROWS, columns, dtype=dtype)
@@ -53,7 +54,8 @@ def try_out(treatment: Treatment, activations: str, dtype: torch.dtype) -> Trial
     rounding = _rounding(treatment)
     seconds = mean_seconds(lambda: _tensors(rounding, random_NK))
     backend = resolve("auto")
-    with tempfile.TemporaryDirectory() as folder:
+    temporary = Path(tempfile.gettempdir())
+    with writing(temporary, "set TMPDIR"), tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         try:
             save_file(_tensors(rounding, zeros_NK), file)

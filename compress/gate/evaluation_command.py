@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compress.documents import context_length
 from compress.evaluate import evaluate
 from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
@@ -57,9 +58,11 @@ def evaluate_folder(asked: Asked, progress: Progress) -> Report:
 
 
 def _text(asked: Asked, progress: Progress) -> EvaluationText:
+    window = min(asked.window, context_length(asked.original))
     if asked.data:
-        return read_files(asked.original, asked.data, window=asked.window, limit=asked.documents)
+        limit = asked.documents
+        return read_files(asked.original, asked.data, window=window, limit=limit, seed=0)
     count = asked.documents or asked.limits.documents
-    progress.phase("generating", f"{count} x {asked.window} tokens to evaluate on")
+    progress.phase("generating", f"{count} x {window} tokens to evaluate on")
     avoid = calibration_ids(asked.artefact)
-    return generate_text(asked.original, documents=count, window=asked.window, seed=0, avoid=avoid)
+    return generate_text(asked.original, documents=count, window=window, seed=0, avoid=avoid)

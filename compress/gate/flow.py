@@ -1,4 +1,4 @@
-"""Compress, judge, and where it does not pass give the worst layers back and judge again.
+"""Compress, judge, and where it is not good enough give the worst layers back and judge again.
 
 Restoring looks at the selection half of text and questions; the verdict is made on the other
 half, which is looked at once.
@@ -6,6 +6,7 @@ half, which is looked at once.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import msgspec
 
 from compress.cache import Built
 from compress.errors import writing
-from compress.gate.decision import Outcome
 from compress.gate.judging import CACHE_REMEDY, CONFIRMATION, SELECTION, Judge, Measured
 from compress.gate.report import Report, Restored
 from compress.gate.restoring import Layer, attempts, kept_share, ladder, restored_recipe
@@ -27,12 +27,15 @@ Build = Callable[[Recipe], Built]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restoration:
-    """What came of restoring; ``recipe`` is the one asked for where nothing helped."""
+    """What came of restoring; ``recipe`` is the one asked for where nothing helped.
+
+    ``exhausted``: recipes that keep more were tried, and none was good enough.
+    """
 
     recipe: Recipe
+    exhausted: bool
     restored: tuple[Restored, ...] = ()
     kept_share: float = 1.0
-    achieved: bool = False
 
 
 def compress_and_judge(recipe: Recipe, build: Build, judge: Judge) -> tuple[Built, Report]:
@@ -45,7 +48,7 @@ def compress_and_judge(recipe: Recipe, build: Build, judge: Judge) -> tuple[Buil
     if not judge.gate.restore:
         return built, judge.report(built.artefact)
     first = judge.measure(built.artefact, SELECTION)
-    if first.verdict.outcome is Outcome.PASS:
+    if not first.verdict.wants_restoring:
         return built, judge.report(built.artefact, CONFIRMATION)
     restoration = _remembered(recipe, build, judge, built.artefact, first)
     built = build(restoration.recipe)
@@ -54,7 +57,7 @@ def compress_and_judge(recipe: Recipe, build: Build, judge: Judge) -> tuple[Buil
         CONFIRMATION,
         restored=restoration.restored,
         kept_share=restoration.kept_share,
-        achievable=restoration.achieved,
+        achievable=not restoration.exhausted,
     )
     return built, report
 
@@ -72,14 +75,14 @@ def _remembered(
         found = _restore(recipe, build, judge, artefact, first)
     with writing(folder, CACHE_REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(found)) + "\n")
+        write_whole(file, json.dumps(asdict(found), allow_nan=False) + "\n")
     return found
 
 
 def _restore(
     recipe: Recipe, build: Build, judge: Judge, artefact: Path, first: Measured
 ) -> Restoration:
-    """Tries recipes that keep more, until one passes on the selection half."""
+    """Tries recipes that keep more, until one is good enough on the selection half."""
     from compress.gate.contribution import contributions
     from compress.plan import make_plan
     from engine.formats.checkpoint import Checkpoint
@@ -101,23 +104,26 @@ def _restore(
             layers.append(Layer(f"layer {index}", modules, weights, cost))
     ladders = {module: ladder(one) for module, one in plan.treatments.items()}
     most_steps = max(len(one) for one in ladders.values()) - 1
+    exhausted = False
     for steps in attempts(layers, first.tolerable, most_steps):
+        exhausted = True
         restored = [one for one in layers if one.modules[0] in steps]
         names_restored = ", ".join(one.name for one in restored)
         judge.progress.phase("restoring", names_restored)
         candidate = restored_recipe(recipe, plan.treatments, steps)
         measured = judge.measure(build(candidate).artefact, SELECTION)
-        if measured.verdict.outcome is Outcome.PASS:
+        if not measured.verdict.wants_restoring:
             return Restoration(
                 recipe=candidate,
+                exhausted=False,
                 restored=tuple(_row(one, ladders, steps) for one in restored),
                 kept_share=round(kept_share(layers, steps), 4),
-                achieved=True,
             )
-    return Restoration(recipe=recipe)
+    return Restoration(recipe=recipe, exhausted=exhausted)
 
 
 def _row(layer: Layer, ladders: dict[str, tuple[str, ...]], steps: dict[str, int]) -> Restored:
     rungs = ladders[layer.modules[0]]
     after = rungs[min(steps[layer.modules[0]], len(rungs) - 1)]
-    return Restored(name=layer.name, before=rungs[0], after=after, contribution=layer.contribution)
+    cost = layer.contribution if math.isfinite(layer.contribution) else None
+    return Restored(name=layer.name, before=rungs[0], after=after, contribution=cost)

@@ -16,22 +16,22 @@ from typing import Any, Literal
 
 import msgspec
 
+from compress.documents import context_length
 from compress.errors import CompressError, writing
 from compress.figures import Evaluation
 from compress.gate import text as texts
-from compress.gate.config import Gate
+from compress.gate.config import FEWEST_DOCUMENTS, Gate
 from compress.gate.engine_identity import engine_identity
 from compress.gate.report import Report, Restored, write_report
-from compress.gate.tasks import read_tasks
+from compress.gate.tasks import Task, read_tasks
 from compress.gate.text import EvaluationText
-from compress.gate.verdict import KL, Verdict, judge, not_achievable
+from compress.gate.verdict import Verdict, judge, not_achievable
 from compress.progress import Progress
 from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
 from engine.client.files import read_optional_json
 
 # Of what is measured and how text is generated.
 _METHOD_VERSION = 1
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 CACHE_REMEDY = "name a writable folder with --cache-dir"
 
 
@@ -51,9 +51,9 @@ class Measured:
 
     @property
     def tolerable(self) -> float:
-        """Share of the KL that may stay; 1 where it is not the KL that fails, or there is none."""
-        found = [check for check in self.verdict.checks if check.name == KL]
-        return min(1.0, found[0].limit / found[0].high) if found else 1.0
+        """Share of the KL that may stay; 1 where the KL passes, or there is none."""
+        check = self.verdict.kl
+        return check.limit / check.high if check is not None and check.high > check.limit else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +68,23 @@ class Judge:
     progress: Progress
 
     def check_data(self) -> None:
-        """Reads the user's files before the work. Raises ``CompressError``."""
+        """Reads the user's files before the work: each half needs text and questions.
+
+        Raises ``CompressError`` or ``ModelLoadError``.
+        """
+        halves = 2 if self.gate.restore else 1
         if self.gate.data:
-            files = [Path(name) for name in self.gate.data]
-            texts.read_files(self.original, files, window=self.gate.length, limit=1)
-        read_tasks(self.original, [Path(name) for name in self.gate.tasks])
+            found, needed = len(self._users_text().documents), halves * FEWEST_DOCUMENTS
+            if found < needed:
+                raise CompressError(
+                    f"gate.data has {found} windows of text, fewer than {needed}: name more text, "
+                    "or set gate.documents or gate.length"
+                )
+        for task in self._tasks():
+            if len(task.questions) < halves:
+                raise CompressError(
+                    f"{task.name} has 1 question, and gate.restore needs 2: add questions"
+                )
 
     def report(
         self,
@@ -108,11 +120,9 @@ class Judge:
 
     def text(self, artefact: Path) -> EvaluationText:
         """The user's text, or what the original wrote, now or before."""
-        window = min(self.gate.length, _context_length(self.original))
-        documents = self.gate.documents * (2 if self.gate.restore else 1)
         if self.gate.data:
-            files = [Path(name) for name in self.gate.data]
-            return texts.read_files(self.original, files, window=window, limit=documents)
+            return self._users_text()
+        window, documents = self._window, self._documents
         calibration = calibration_ids(artefact)
         parts = {
             "method": _METHOD_VERSION,
@@ -132,8 +142,26 @@ class Judge:
                 seed=self.seed,
                 avoid=calibration,
             )
-            texts.save(text, file)
+            with writing(file.parent, CACHE_REMEDY):
+                texts.save(text, file)
             return text
+
+    @property
+    def _window(self) -> int:
+        return min(self.gate.length, context_length(self.original))
+
+    @property
+    def _documents(self) -> int:
+        return self.gate.documents * (2 if self.gate.restore else 1)
+
+    def _users_text(self) -> EvaluationText:
+        files = [Path(name) for name in self.gate.data]
+        return texts.read_files(
+            self.original, files, window=self._window, limit=self._documents, seed=self.seed
+        )
+
+    def _tasks(self) -> tuple[Task, ...]:
+        return read_tasks(self.original, [Path(name) for name in self.gate.tasks])
 
     def evaluation(
         self, artefact: Path, text: EvaluationText, half: Half
@@ -155,7 +183,7 @@ class Judge:
             if evaluation is None:
                 from compress.evaluate import evaluate
 
-                tasks = read_tasks(self.original, [Path(name) for name in self.gate.tasks])
+                tasks = self._tasks()
                 evaluation = evaluate(
                     artefact,
                     self.original,
@@ -164,7 +192,8 @@ class Judge:
                     kv_dtype=self.kv_dtype,
                     progress=self.progress,
                 )
-                texts.write_whole(file, json.dumps(asdict(evaluation)) + "\n")
+                with writing(file.parent, CACHE_REMEDY):
+                    texts.write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
             return key, evaluation
 
     def _memo(self) -> HashMemo:
@@ -178,18 +207,11 @@ class Judge:
         with writing(folder, CACHE_REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield key, folder / f"{key}.json"
-            finally:
-                os.close(descriptor)
-
-
-def _context_length(original: Path) -> int:
-    """Positions of the model, as far as config.json tells; loading judges the rest."""
-    config = read_optional_json(original / "config.json")
-    found = [config[key] for key in _CONTEXT_KEYS if isinstance(config.get(key), int)]
-    return max(2, min(found, default=1 << 30))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield key, folder / f"{key}.json"
+        finally:
+            os.close(descriptor)
 
 
 def calibration_ids(artefact: Path) -> list[list[int]]:

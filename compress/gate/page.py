@@ -8,7 +8,7 @@ from compress.figures import Evaluation, Interval, TaskResult
 from compress.gate.decision import Outcome
 from compress.gate.report import Report
 from compress.gate.text import GENERATED
-from compress.gate.verdict import KL, Check
+from compress.gate.verdict import Check
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -170,7 +170,7 @@ def _task_row(task: TaskResult) -> tuple[str, str, str]:
 
 def _chart(check: Check) -> str:
     """The interval and the limit on one axis, as a picture of the verdict."""
-    factor = 1 if check.name == KL else 100
+    factor = 1 if check.kind == "kl" else 100
     ends = [0.0, check.limit, check.low, check.high]
     low, high = min(ends), max(ends)
     span = (high - low) * 1.12 or 1.0
@@ -180,7 +180,7 @@ def _chart(check: Check) -> str:
 
     colours = {Outcome.PASS: "#1d8a4e", Outcome.FAIL: "#c2362b", Outcome.INCONCLUSIVE: "#c98a0c"}
     colour = "#7a8594" if check.outcome is None else colours[check.outcome]
-    label = "KL divergence" if check.name == KL else f"accuracy lost on {check.name}, %"
+    label = "KL divergence" if check.kind == "kl" else f"accuracy lost on {check.name}, %"
     limit, zero = x(check.limit), x(0.0)
     width = max(3.0, x(check.high) - x(check.low))
     # Where the two labels would touch, the zero's is left out.
@@ -209,13 +209,17 @@ def _restored(report: Report) -> str:
         return ""
     cells = [
         f"<td>{escape(one.name)}</td><td>{escape(one.before)}</td><td>{escape(one.after)}</td>"
-        f"<td class=n>{one.contribution:.5f}</td>"
+        f"<td class=n>{_cost(one.contribution)}</td>"
         for one in report.restored
     ]
     head = "<th>decoder layer</th><th>was</th><th>is</th><th class=n>cost, nats per token</th>"
     share = f"{100 * report.kept_share:.0f} % of the targeted weights keep the scheme asked for."
     why = "These layers cost most and got precision back, so that the whole may pass."
     return f"<h2>Restored</h2><p>{why} {share}</p>{_table(head, cells)}"
+
+
+def _cost(contribution: float | None) -> str:
+    return "no numbers" if contribution is None else f"{contribution:.5f}"
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> str:

@@ -22,12 +22,15 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """A module that got its precision back, and what it cost before, in nats per token."""
+    """A decoder layer that got its precision back, and what it cost before, in nats per token.
+
+    ``contribution`` None: it alone gave NaN or infinite logits.
+    """
 
     name: str
     before: str
     after: str
-    contribution: float
+    contribution: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,9 @@ def write_report(report: Report, folder: Path) -> None:
 
     An artefact in a folder that only others may write stays as it is.
     """
-    text = json.dumps({"format_version": FORMAT_VERSION, **asdict(report)}, indent=2)
+    text = json.dumps(
+        {"format_version": FORMAT_VERSION, **asdict(report)}, indent=2, allow_nan=False
+    )
     with suppress(OSError):
         write_whole(folder / REPORT_NAME, text + "\n")
         _write_into_manifest(report, folder / MANIFEST_NAME)

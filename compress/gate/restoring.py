@@ -65,7 +65,10 @@ def ladder(treatment: Treatment) -> tuple[str, ...]:
 def restored_recipe(
     recipe: Recipe, treatments: Mapping[str, Treatment], steps: Mapping[str, int]
 ) -> Recipe:
-    """``recipe`` with each module of ``steps`` so many steps up its ladder."""
+    """``recipe`` with each module of ``steps`` so many steps up its ladder.
+
+    A modifier that is left without a module goes, since a recipe's modifiers must match some.
+    """
     ignored: dict[Modifier, list[str]] = {}
     added: dict[Modifier, list[str]] = {}
     for module, count in sorted(steps.items()):
@@ -80,7 +83,12 @@ def restored_recipe(
             if left == 1 and raised is not None:
                 added.setdefault(raised, []).append(module)
     modifiers = [
-        replace(one, ignore=(*one.ignore, *ignored.get(one, ()))) for one in recipe.modifiers
+        replace(one, ignore=(*one.ignore, *ignored.get(one, ())))
+        for one in recipe.modifiers
+        if any(
+            one in treatment.modifiers and module not in ignored.get(one, ())
+            for module, treatment in treatments.items()
+        )
     ]
     modifiers += [replace(one, targets=tuple(modules)) for one, modules in added.items()]
     return replace(recipe, modifiers=tuple(modifiers))

@@ -14,6 +14,7 @@ from engine.core import EngineCore
 from engine.types import Request, SamplingParams, StoppingParams
 
 BATCHES = (1, 8, 32)
+# Fewer tokens where the context is shorter: a third of it is the prompt.
 _PROMPT, _TOKENS, _REPEATS = 16, 32, 3
 _BLOCK_SIZE = 16
 
@@ -48,7 +49,8 @@ def _core(folder: Path, kv_dtype: str, count: int) -> EngineCore:
 
 def _tokens_per_second(core: EngineCore, batch: int) -> float:
     """Of ``batch`` sequences, from when all of them have their first token."""
-    for request in _requests(core.report().vocabulary_size, batch):
+    report = core.report()
+    for request in _requests(report.vocabulary_size, report.context_length, batch):
         core.submit(request)
     begun: set[str] = set()
     while len(begun) < batch and core.has_work:
@@ -59,14 +61,15 @@ def _tokens_per_second(core: EngineCore, batch: int) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def _requests(vocabulary: int, batch: int) -> Iterable[Request]:
+def _requests(vocabulary: int, context: int, batch: int) -> Iterable[Request]:
     draw = random.Random(0)
+    prompt = min(_PROMPT, context // 3)
     for index in range(batch):
         yield Request(
             id=str(index),
-            prompt=[draw.randrange(vocabulary) for _ in range(_PROMPT)],
+            prompt=[draw.randrange(vocabulary) for _ in range(prompt)],
             sampling=SamplingParams(temperature=1.0, seed=index),
-            stopping=StoppingParams(max_tokens=_TOKENS),
+            stopping=StoppingParams(max_tokens=min(_TOKENS, context - prompt)),
             arrival=0.0,
             cache_salt=str(index),
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from compress.documents import bos_ids, read_json_lines, tokenizer
+from compress.documents import bos_ids, context_length, read_json_lines, tokenizer
 from compress.errors import CompressError
 
 
@@ -60,14 +60,27 @@ def read_tasks(model_dir: Path, files: Sequence[Path]) -> tuple[Task, ...]:
     """Raises ``CompressError`` that names the file and the line."""
     if not files:
         return ()
-    reader = _Reader(tokenizer(model_dir / "tokenizer.json"), bos_ids(model_dir))
+    _check_names(files)
+    encoder = tokenizer(model_dir / "tokenizer.json")
+    reader = _Reader(encoder, bos_ids(model_dir), context_length(model_dir))
     return tuple(reader.task(file) for file in files)
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    named: dict[str, Path] = {}
+    for file in files:
+        other = named.setdefault(file.stem, file)
+        if other is not file:
+            raise CompressError(
+                f"{other} and {file} are both named {file.stem}, which names a task: rename one"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
     encoder: Tokenizer
     bos: list[int]
+    most: int
 
     def task(self, file: Path) -> Task:
         lines = read_json_lines(file)
@@ -96,6 +109,11 @@ class _Reader:
         begin = max(1, len(head))
         if len(ids) <= begin:
             raise CompressError(f"{where}: a choice has no token of its own: {text!r}")
+        if len(ids) > self.most:
+            raise CompressError(
+                f"{where}: {len(ids)} tokens are more than the model's context of {self.most}: "
+                "shorten the question"
+            )
         return Choice(tuple(ids), begin)
 
     def _encode(self, text: str) -> list[int]:

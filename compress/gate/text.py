@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import random
 import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -39,12 +41,34 @@ class EvaluationText:
 
 
 def read_files(
-    model_dir: Path, files: Sequence[Path], *, window: int, limit: int | None
+    model_dir: Path, files: Sequence[Path], *, window: int, limit: int | None, seed: int
 ) -> EvaluationText:
-    """Windows of the user's text. Raises ``CompressError`` or ``ModelLoadError``."""
-    windows = read_windows(model_dir, files, window=window, limit=limit)
-    names = tuple(str(file) for file in files)
-    return EvaluationText(source=names, window=window, documents=tuple(map(tuple, windows)))
+    """``limit`` windows of the user's text, as many of each file as it has, drawn with ``seed``.
+
+    They stay in the order of the files, so that halves are alike. Raises ``CompressError`` or
+    ``ModelLoadError``.
+    """
+    found = [read_windows(model_dir, file, window=window) for file in files]
+    shares = _shares([len(windows) for windows in found], limit)
+    draw = random.Random(seed)
+    documents: list[tuple[int, ...]] = []
+    for windows, share in zip(found, shares, strict=True):
+        drawn = sorted(draw.sample(range(len(windows)), share))
+        documents += [tuple(windows[index]) for index in drawn]
+    used = tuple(str(file) for file, share in zip(files, shares, strict=True) if share)
+    return EvaluationText(source=used, window=window, documents=tuple(documents))
+
+
+def _shares(sizes: list[int], limit: int | None) -> list[int]:
+    """How many of each, as equal as ``sizes`` allow."""
+    left = sum(sizes) if limit is None else min(limit, sum(sizes))
+    shares = [0] * len(sizes)
+    while left:
+        for index, size in enumerate(sizes):
+            if left and shares[index] < size:
+                shares[index] += 1
+                left -= 1
+    return shares
 
 
 def generate_text(
@@ -100,10 +124,13 @@ def save(text: EvaluationText, file: Path) -> None:
 
 
 def write_whole(file: Path, content: str) -> None:
-    """Replaces ``file`` in one step. Raises ``OSError``."""
+    """Replaces ``file`` in one step, after its new content is on the disk. Raises ``OSError``."""
     fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     try:
-        fresh.write_text(content, encoding="utf-8")
+        with fresh.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
         fresh.replace(file)
     finally:
         with suppress(OSError):

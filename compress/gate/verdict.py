@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from compress.figures import Evaluation, TaskResult
 from compress.gate.config import FEWEST_DOCUMENTS, Gate
@@ -9,16 +10,18 @@ from compress.gate.decision import Decision, Estimate, Outcome, decide, near_cha
 from compress.gate.paired import drop_estimate
 from compress.gate.text import GENERATED
 
-KL = "kl"
+Kind = Literal["kl", "task"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """One figure against its limit. ``outcome`` None: reported, not gated, as ``note`` says.
 
-    ``value``, ``low`` and ``high`` (95 %) are in ``unit``; larger is worse.
+    ``name`` is that of a task. ``value``, ``low`` and ``high`` (95 %) are in ``unit``; larger is
+    worse.
     """
 
+    kind: Kind
     name: str
     unit: str
     value: float
@@ -41,6 +44,17 @@ class Verdict:
     remedy: str
     checks: tuple[Check, ...]
 
+    @property
+    def kl(self) -> Check | None:
+        """None where logits are no numbers."""
+        return next((check for check in self.checks if check.kind == "kl"), None)
+
+    @property
+    def wants_restoring(self) -> bool:
+        """Whether layers are to blame: more questions, not more bits, decide a task."""
+        undecided = self.kl is not None and self.kl.outcome is Outcome.INCONCLUSIVE
+        return self.outcome is Outcome.FAIL or undecided
+
 
 def judge(evaluation: Evaluation, gate: Gate) -> Verdict:
     """The worst of all checks decides."""
@@ -59,7 +73,9 @@ def judge(evaluation: Evaluation, gate: Gate) -> Verdict:
 
 
 def not_achievable(verdict: Verdict) -> Verdict:
-    """Of a recipe that did not pass with half of its weights restored."""
+    """Of a recipe that was not good enough with half of its weights restored."""
+    if verdict.outcome is Outcome.PASS:
+        return verdict
     return replace(
         verdict,
         outcome=Outcome.FAIL,
@@ -88,13 +104,13 @@ def _check_kl(estimate: Estimate, limit: float) -> Check:
     if estimate.items < FEWEST_DOCUMENTS:  # their interval means nothing
         effect = decision.minimum_detectable_effect
         decision = Decision(Outcome.INCONCLUSIVE, effect, FEWEST_DOCUMENTS)
-    return _check(KL, "nats per token", estimate, limit, decision)
+    return _check("kl", "kl", "nats per token", estimate, limit, decision)
 
 
 def _check_task(task: TaskResult, limit: float) -> Check:
     estimate = drop_estimate(task.lost, task.gained, task.items)
     decision = decide(estimate, limit)
-    check = _check(task.name, "share of answers", estimate, limit, decision)
+    check = _check("task", task.name, "share of answers", estimate, limit, decision)
     if not near_chance(task.original_accuracy, task.chance, task.items):
         return check
     note = (
@@ -104,9 +120,11 @@ def _check_task(task: TaskResult, limit: float) -> Check:
     return replace(check, outcome=None, items_to_decide=None, note=note)
 
 
-def _check(name: str, unit: str, estimate: Estimate, limit: float, decision: Decision) -> Check:
+def _check(
+    kind: Kind, name: str, unit: str, estimate: Estimate, limit: float, decision: Decision
+) -> Check:
     return Check(
-        name=name, unit=unit, value=estimate.value, low=estimate.low, high=estimate.high,
+        kind=kind, name=name, unit=unit, value=estimate.value, low=estimate.low, high=estimate.high,
         limit=limit, items=estimate.items, outcome=decision.outcome,
         minimum_detectable_effect=decision.minimum_detectable_effect,
         items_to_decide=decision.items_to_decide,
@@ -116,9 +134,9 @@ def _check(name: str, unit: str, estimate: Estimate, limit: float, decision: Dec
 def _sentence(check: Check) -> str:
     found = f"{_figure(check, check.value)} (95 %: {_figure(check, check.low)} to "
     found += f"{_figure(check, check.high)})"
-    what = "KL to the original" if check.name == KL else f"the accuracy lost on {check.name}"
-    limit = f"{check.limit:g}" if check.name == KL else f"{100 * check.limit:g} %"
-    unit = " nats per token" if check.name == KL else ""
+    what = "KL to the original" if check.kind == "kl" else f"the accuracy lost on {check.name}"
+    limit = f"{check.limit:g}" if check.kind == "kl" else f"{100 * check.limit:g} %"
+    unit = " nats per token" if check.kind == "kl" else ""
     match check.outcome:
         case Outcome.PASS:
             return f"{what} is {found}{unit}, within the limit of {limit}"
@@ -129,7 +147,7 @@ def _sentence(check: Check) -> str:
 
 
 def _figure(check: Check, value: float) -> str:
-    if check.name != KL:
+    if check.kind != "kl":
         return f"{100 * value:.2f} %"
     digits = max(2, 2 - math.floor(math.log10(abs(value)))) if value else 2
     return f"{max(0.0, value):.{min(digits, 6)}f}"
@@ -147,7 +165,7 @@ def _remedy(outcome: Outcome, checks: list[Check], evaluation: Evaluation) -> st
     if outcome is Outcome.PASS:
         return ""
     if outcome is Outcome.FAIL:
-        kl_failed = any(check.name == KL and check.outcome is outcome for check in checks)
+        kl_failed = any(check.kind == "kl" and check.outcome is outcome for check in checks)
         limit = "gate.max_kl" if kl_failed else "gate.max_drop"
         return f"take a recipe with more bits, set gate.restore, or raise {limit}"
     wanted = [check for check in checks if check.outcome is outcome]
@@ -155,10 +173,10 @@ def _remedy(outcome: Outcome, checks: list[Check], evaluation: Evaluation) -> st
 
 
 def _more(check: Check, evaluation: Evaluation) -> str:
-    what = "documents" if check.name == KL else f"questions of {check.name}"
+    what = "documents" if check.kind == "kl" else f"questions of {check.name}"
     if check.items_to_decide is None:
         return f"no practical number of {what} decides: change the limit"
     needed = f"about {check.items_to_decide} {what} would decide (there were {check.items})"
-    if check.name == KL and evaluation.data == (GENERATED,):
+    if check.kind == "kl" and evaluation.data == (GENERATED,):
         return f"{needed}: set gate.documents or --documents"
     return needed

@@ -14,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from compress import compress
+from compress.cache import Built
 from compress.cli import compress_command, evaluate_command
+from compress.gate.judging import Judge
 from compress.progress import BarProgress, PlainProgress, make_progress
 
 MakeModel = Callable[..., Path]
@@ -53,6 +55,30 @@ def test_events(make_model: MakeModel, tmp_path: Path) -> None:
     assert (last["event"], last["cached"]) == ("done", False)
     assert last["peak_rss_anon_bytes"] >= last["baseline_rss_anon_bytes"] > 0
     assert Path(last["artefact"], "config.json").is_file()
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_what_a_gate_leaves(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    """A run that compressed, and then found what it serves, was no hit."""
+
+    def judge(recipe: Any, build: Callable[[Any], Built], judge: Judge) -> tuple[Built, None]:
+        build(recipe)
+        if interrupted:
+            raise KeyboardInterrupt
+        return build(recipe), None
+
+    monkeypatch.setattr("compress.gate.flow.compress_and_judge", judge)
+    options = ["--cache-dir", str(tmp_path), "--gate", "warn", "--progress", "json"]
+    done = CliRunner().invoke(compress_command, [str(make_model(layers=1)), *options])
+    last = events(done.stdout)[-1]
+    (artefact,) = (tmp_path / "artefacts").glob("[!.]*")
+    if interrupted:
+        assert done.exit_code == 130
+        assert last["message"] == f"interrupted, {artefact} is there, not judged"
+    else:
+        assert (last["artefact"], last["cached"]) == (str(artefact), False)
 
 
 def test_plain_output_ends_in_the_path(make_model: MakeModel, tmp_path: Path) -> None:

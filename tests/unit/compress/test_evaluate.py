@@ -20,7 +20,7 @@ from compress.documents import read_windows
 from compress.errors import CompressError
 from compress.evaluate import evaluate
 from compress.figures import Evaluation
-from compress.gate.text import read_files
+from compress.gate.text import EvaluationText, read_files
 from compress.statistics import DocumentSums, compare, summarise
 from engine.config import EngineConfig
 
@@ -82,26 +82,41 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "limit", "expected"),
+    ("text", "expected"),
     [
-        ("a b\0c d e f g\0", None, [[0, 1, 2], [0, 3, 4, 5]]),
-        ("a b\0\0c d\0e", 2, [[0, 1, 2], [0, 3, 4]]),
-        ("a b c d e", None, [[0, 1, 2, 3], [0, 4, 5]]),
-        ("a b c d e", 1, [[0, 1, 2, 3]]),
+        ("a b\0c d e f g\0", [[0, 1, 2], [0, 3, 4, 5]]),
+        ("a b\0\0c d\0e", [[0, 1, 2], [0, 3, 4], [0, 5]]),
+        ("a b c d e", [[0, 1, 2, 3], [0, 4, 5]]),
     ],
 )
-def test_windows(
-    original: Path, tmp_path: Path, text: str, limit: int | None, expected: list[list[int]]
-) -> None:
-    file = write(tmp_path, text)
-    assert read_windows(original, [file], window=4, limit=limit) == expected
+def test_windows(original: Path, tmp_path: Path, text: str, expected: list[list[int]]) -> None:
+    assert read_windows(original, write(tmp_path, text), window=4) == expected
+
+
+def test_windows_are_drawn_of_all_files(original: Path, tmp_path: Path) -> None:
+    long, short = write(tmp_path, "a\0b\0c\0d\0e"), tmp_path / "short.txt"
+    short.write_text("f\0g")
+
+    def read(limit: int | None, seed: int = 0) -> EvaluationText:
+        return read_files(original, [long, short], window=4, limit=limit, seed=seed)
+
+    everything = read(None)
+    assert [ids[1] for ids in everything.documents] == [1, 2, 3, 4, 5, 6, 7]
+    assert read(99) == everything
+    six = read(6)
+    assert len(six.documents) == 6
+    assert six.documents[-2:] == everything.documents[-2:]
+    assert six.documents == tuple(sorted(six.documents))
+    assert {read(6, seed).documents for seed in range(9)} > {six.documents}
+    assert read(6) == six
+    assert read(1).source == (str(long),)
+    assert read(2).source == (str(long), str(short))
 
 
 def test_windows_without_bos(original: Path, tmp_path: Path) -> None:
     (original / "config.json").write_text("{}")
     file = write(tmp_path, "a b c d e\0f\0g h")
-    windows = read_windows(original, [file, file], window=4, limit=None)
-    assert windows == 2 * [[1, 2, 3, 4], [7, 8]]
+    assert read_windows(original, file, window=4) == [[1, 2, 3, 4], [7, 8]]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +138,7 @@ def test_data_errors(
     file = write(tmp_path, "a b")
     breakage(tmp_path)
     with pytest.raises(CompressError, match=message):
-        read_windows(original, [file], window=4, limit=None)
+        read_windows(original, file, window=4)
 
 
 def test_compare_by_hand() -> None:
@@ -152,7 +167,7 @@ def run_fake(original: Path, tmp_path: Path, window: int = 4, **options: Any) ->
     logits = {"original": [1.0] + [0.0] * 9, "artefact": [0.0, 1.0] + [0.0] * 8}
     FakeScorer.logits_V = {**logits, **options.pop("logits", {})}
     file = write(tmp_path, "a b c\0d e\0f g h a")
-    text = read_files(original, [file], window=window, limit=None)
+    text = read_files(original, [file], window=window, limit=None, seed=0)
     return evaluate(tmp_path / "artefact", original, text, scorer=FakeScorer, **options)
 
 

@@ -1,5 +1,6 @@
 """Sparse artefacts: their size and what they say, and the same with explicit zeros."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch import Tensor
 
 import compress
 from compress.cli import export_command
+from compress.errors import CompressError
+from compress.export import export
+from compress.progress import NoProgress
 from compress.sources import MANIFEST_NAME
 from engine.config import CacheConfig, EngineConfig, KernelConfig
 from engine.formats.checkpoint import Checkpoint
@@ -100,6 +104,47 @@ def test_it_is_smaller_and_the_same(
     assert again["files"] == {
         path.name: path.stat().st_size for path in plain.iterdir() if path.name != MANIFEST_NAME
     }
+
+
+def test_a_bias_is_no_part_of_a_layers_bytes(make_model: MakeModel, tmp_path: Path) -> None:
+    def biased(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if "self_attn" in name]:
+            bias = torch.full((128,), 0.01, dtype=torch.bfloat16)
+            tensors[name.replace(".weight", ".bias")] = bias
+
+    model = make_model(hidden=128, mlp=192, change=biased)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "version: 1\nmodifiers:\n"
+        "  - {type: magnitude, sparsity: 0.5, structure: unstructured}\n"
+        "  - {type: rtn, scheme: w8a8}\n"
+    )
+    compress.compress(str(recipe), model, tmp_path / "artefact")
+    plain = exported(tmp_path / "artefact")
+    row = next(row for row in manifest(plain)["layers"] if row["name"] == Q_PROJ)
+    checkpoint = Checkpoint.open(plain)
+    assert f"{Q_PROJ}.bias" in checkpoint.tensors
+    parts = [f"{Q_PROJ}.weight", f"{Q_PROJ}.weight_scale"]
+    assert row["bytes"] == sum(checkpoint.info(name).nbytes for name in parts)
+
+
+def test_a_failed_trial_is_not_blamed_on_the_folder(
+    sparse: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    artefact = sparse()
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.export.try_out", full)
+        with pytest.raises(OSError, match="No space left"):
+            export(artefact, tmp_path / "plain", NoProgress())
+    monkeypatch.setattr("compress.export.publish", full)
+    with pytest.raises(CompressError, match="the disk is full: name another folder with --out"):
+        export(artefact, tmp_path / "plain", NoProgress())
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "model", "artefact"}
 
 
 def test_others_refuse_the_artefact_and_load_the_plain_one(sparse: Callable[..., Path]) -> None:

@@ -1,6 +1,8 @@
 """The gate: verdicts on known figures, its data, and whole runs on small models."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,8 +23,10 @@ from compress.gate import text as texts
 from compress.gate.answers import is_right, log_likelihood
 from compress.gate.config import Gate
 from compress.gate.decision import Estimate, Outcome
-from compress.gate.judging import Judge
-from compress.gate.report import read_report
+from compress.gate.evaluation_command import Asked, evaluate_folder
+from compress.gate.judging import Judge, Measured
+from compress.gate.page import make_page
+from compress.gate.report import Restored, read_report
 from compress.gate.tasks import Choice, Question, read_tasks
 from compress.gate.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.gate.verdict import judge
@@ -105,6 +109,42 @@ def test_few_documents_decide_nothing() -> None:
     assert "about 8 documents would decide (there were 7)" in verdict.remedy
 
 
+def test_a_task_may_be_called_kl() -> None:
+    named = replace(task(800, 100, 10), name="kl")
+    verdict = judge(evaluation(LOW, named), Gate())
+    assert verdict.sentence.startswith("the accuracy lost on kl is 9.00 %")
+    assert "gate.max_drop" in verdict.remedy
+    assert verdict.kl == verdict.checks[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (evaluation(LOW), False),
+        (evaluation(kl(0.3, 0.1)), True),
+        (evaluation(kl(0.05, 0.01)), True),
+        (evaluation(None), True),
+        (evaluation(LOW, task(48, 0, 0, items=60)), False),
+        (evaluation(LOW, task(800, 100, 10)), True),
+    ],
+)
+def test_an_undecided_task_is_no_reason_to_restore(found: Evaluation, wanted: bool) -> None:
+    assert judge(found, Gate()).wants_restoring is wanted
+
+
+@pytest.mark.parametrize(
+    ("found", "share"),
+    [
+        (kl(0.0, 0.0), 1.0),
+        (kl(-0.001, 0.0005), 1.0),
+        (kl(0.3, 0.1), 0.125),
+    ],
+)
+def test_the_kl_that_may_stay(found: Estimate, share: float) -> None:
+    measured = Measured("", evaluation(found), judge(evaluation(found), Gate()))
+    assert measured.tolerable == pytest.approx(share)
+
+
 def test_what_is_slower_everywhere_is_flagged() -> None:
     speed = tuple(Speed(batch=batch, original=10.0, artefact=9.0) for batch in (1, 8, 32))
     verdict = judge(replace(evaluation(LOW), speed=speed), Gate())
@@ -163,6 +203,38 @@ def test_no_questions(make_model: MakeModel, tmp_path: Path) -> None:
         read_tasks(with_tokenizer(make_model()), [tmp_path / "t.jsonl"])
 
 
+def test_two_files_of_one_name_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    question = {"sentence_good": "cat", "sentence_bad": "dog"}
+    files = [lines(folder / "t.jsonl", question) for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(CompressError, match="are both named t"):
+        read_tasks(with_tokenizer(make_model()), files)
+
+
+def test_a_question_longer_than_the_context(make_model: MakeModel, tmp_path: Path) -> None:
+    question = {"question": "cat " * 62, "choices": ["dog", "dog dog"], "answer": 0}
+    file = lines(tmp_path / "t.jsonl", question)
+    with pytest.raises(CompressError, match=r"t\.jsonl:1: 65 tokens are more than .* of 64: short"):
+        read_tasks(with_tokenizer(make_model()), [file])
+
+
+def test_a_short_context_shortens_what_is_generated(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.gate.speed.BATCHES", (1, 2))
+    folder = make_model()
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    compress.compress("w8a8", folder, tmp_path / "w8a8")
+    limits = Gate(documents=8)
+    asked = Asked(artefact=tmp_path / "w8a8", original=folder, limits=limits, speed=True)
+    found = evaluate_folder(asked, NoProgress()).evaluation
+    assert (found.window, found.documents) == (24, 8)
+    assert [one.batch for one in found.speed] == [1, 2]
+    assert all(one.original > 0 < one.artefact for one in found.speed)
+
+
 def test_answers_by_hand() -> None:
     p_V = torch.tensor([0.5, 0.25, 0.25])
 
@@ -201,6 +273,19 @@ def test_text_is_saved_whole(tmp_path: Path) -> None:
     assert texts.load(tmp_path / "t.json") == text
     (tmp_path / "t.json").write_text('{"source": [], "window"')
     assert texts.load(tmp_path / "t.json") is None
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    texts.write_whole(tmp_path / "t.json", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        texts.write_whole(tmp_path / "t.json", "new")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"t.json": "old"}
 
 
 class Heard(NoProgress):
@@ -288,10 +373,28 @@ def test_a_changed_artefact_is_measured_again_and_fails(
 def test_logits_that_overflow_are_refused(mini: Path, artefact: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     sabotage(copy, 3e38)
-    report = make_judge(mini, tmp_path / "cache").report(copy)
+    restored = Restored(name="layer 3", before="8 bit", after="original", contribution=None)
+    report = make_judge(mini, tmp_path / "cache").report(copy, restored=(restored,))
     assert report.refused
     assert "NaN or infinite logits on 8 of 8 documents" in report.line()
     assert read_report(copy) == report
+    assert "no numbers" in make_page(report, {})
+
+
+def test_only_a_failed_write_is_blamed_on_the_cache(
+    mini: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    judging = make_judge(mini, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("compress.evaluate.evaluate", full)
+        with pytest.raises(OSError, match="No space left"):
+            judging.report(artefact)
+    monkeypatch.setattr(texts, "write_whole", full)
+    with pytest.raises(CompressError, match=r"evaluations: the disk is full: name a writable"):
+        judging.report(artefact)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Restoring: the policy on made-up layers, then a sabotaged artefact of the embedded model."""
 
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,10 +19,15 @@ from compress.gate.config import Gate
 from compress.gate.decision import Outcome
 from compress.gate.flow import compress_and_judge
 from compress.gate.judging import Judge
+from compress.gate.report import Report
 from compress.gate.restoring import Layer, attempts, kept_share, ladder, restored_recipe
+from compress.plan import make_plan
 from compress.progress import NoProgress
 from compress.recipe import KvCache, Modifier, Recipe, resolve
 from compress.treatment import combine
+from engine.formats.checkpoint import Checkpoint
+
+MakeModel = Callable[..., Path]
 
 LAYERS = st.lists(
     st.tuples(st.integers(1, 9), st.floats(0, 1) | st.just(float("inf"))), min_size=1, max_size=12
@@ -107,6 +116,18 @@ def test_each_step_is_what_the_ladder_says(
             assert after.execution.endswith("int8")
 
 
+def test_a_modifier_that_has_no_layer_left_goes(make_model: MakeModel) -> None:
+    first = replace(INT8, targets=("model.layers.0.*",))
+    second = replace(INT8, targets=("model.layers.1.*",), scale="mse")
+    recipe = replace(resolve("w8a8"), modifiers=(first, second))
+    checkpoint = Checkpoint.open(make_model())
+    treatments = make_plan(recipe, checkpoint).treatments
+    steps = {name: 1 for name in treatments if name.startswith("model.layers.0.")}
+    changed = restored_recipe(recipe, treatments, steps)
+    assert changed.modifiers == (second,)
+    assert make_plan(changed, checkpoint).treatments.keys() == treatments.keys() - steps.keys()
+
+
 def sabotage(artefact: Path) -> None:
     tensors = load_file(artefact / "model.safetensors")
     for name, tensor in tensors.items():
@@ -154,6 +175,79 @@ def test_data_is_read_before_the_work(mini: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CompressError, match=r"nowhere\.jsonl cannot be read"):
         compress_and_judge(resolve("w8a8"), lambda one: pytest.fail("compressed"), judge)
+
+
+def judge_in(original: Path, cache: Path, **gate: Any) -> Judge:
+    settings = {"mode": "enforce", "documents": 8, "length": 24, "restore": True, **gate}
+    return Judge(
+        original=original,
+        gate=Gate(**settings),
+        seed=0,
+        kv_dtype="auto",
+        cache_dir=cache,
+        progress=NoProgress(),
+    )
+
+
+def run(judge: Judge) -> tuple[Built, Report]:
+    def build(recipe: Recipe) -> Built:
+        return compress_cached(recipe, judge.original, judge.cache_dir, NoProgress())
+
+    return compress_and_judge(resolve("w8a8"), build, judge)
+
+
+def test_questions_too_few_to_decide_restore_nothing(mini: Path, tmp_path: Path) -> None:
+    pairs = [{"sentence_good": f"User: {n}", "sentence_bad": f"{n} :User"} for n in range(30)]
+    tasks = tmp_path / "order.jsonl"
+    tasks.write_text("\n".join(map(json.dumps, pairs)))
+    _, report = run(judge_in(mini, tmp_path, tasks=(str(tasks),)))
+    assert report.verdict.outcome is Outcome.INCONCLUSIVE
+    assert report.restored == ()
+    assert "questions of order would decide (there were 15)" in report.verdict.remedy
+    assert not (tmp_path / "restorations").exists()
+
+
+def test_where_nothing_can_be_restored_nothing_is_said_of_it(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    _, report = run(judge_in(make_model(layers=1), tmp_path, max_kl=1e-12))
+    assert report.verdict.outcome is Outcome.FAIL
+    assert "achievable" not in report.line()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [
+        ("data", 15, "gate.data has 15 windows of text, fewer than 16"),
+        ("tasks", 1, "few has 1 question, and gate.restore needs 2"),
+    ],
+)
+def test_too_little_data_for_two_halves(
+    mini: Path, tmp_path: Path, kind: str, count: int, message: str
+) -> None:
+    line = {"text": "User: Who?", "sentence_good": "User: a", "sentence_bad": "a :User"}
+    file = tmp_path / "few.jsonl"
+    file.write_text((json.dumps(line) + "\n") * count)
+    judge = judge_in(mini, tmp_path, **{kind: (str(file),)})
+    with pytest.raises(CompressError, match=message):
+        compress_and_judge(resolve("w8a8"), lambda one: pytest.fail("compressed"), judge)
+    file.write_text((json.dumps(line) + "\n") * (count + 1))
+    judge.check_data()
+
+
+def test_a_layer_without_numbers_costs_none(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs(*_: object) -> list[float]:
+        return [0.0, 0.0, 0.0, float("inf"), 0.0, 0.0]
+
+    monkeypatch.setattr("compress.gate.contribution.contributions", costs)
+    judge = judge_in(mini, tmp_path, length=48)
+    sabotage(compress_cached(resolve("w8a8"), mini, tmp_path, NoProgress()).artefact)
+    _, report = run(judge)
+    (restored,) = report.restored
+    assert (restored.name, restored.contribution) == ("layer 3", None)
+    assert run(judge)[1] == report
 
 
 def test_a_recipe_that_cannot_pass_fails(mini: Path, tmp_path: Path) -> None:

@@ -121,10 +121,13 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_half_way(make_model: MakeModel, tmp_path: Path) -> None:
-    model = make_model()
+def test_a_write_that_fails_half_way(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.host_speed._FILE_BYTES", 4096)
+    model = make_model(vocab=1500)  # more than what a trial writes
     with (
-        file_size_limit(20_000),
+        file_size_limit(160_000),
         pytest.raises(CompressError, match=r"the limit on file sizes is reached.*--out"),
     ):
         compress.compress("w8a8", model, tmp_path / "out")

@@ -1,6 +1,8 @@
 """What a run says and refuses before it begins."""
 
+import errno
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,30 @@ def test_layers_kernels_head_and_needs(
     assert "of memory" in needs
     assert "of disk" in needs
     assert needs.endswith(" s")
+
+
+def test_no_room_for_temporary_files(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("compress.trial.save_file", full)
+    wanted = f"cannot write to {tempfile.gettempdir()}: the disk is full: set TMPDIR"
+    with pytest.raises(CompressError, match=wanted):
+        compress.compress("w8a8", make_model(), tmp_path / "out")
+
+
+def test_a_failure_while_it_is_tried_out_is_no_failed_write(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("compress.artefact.try_out", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        compress.compress("w8a8", make_model(), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_untied_head_and_layers_that_stay(make_model: MakeModel, tmp_path: Path) -> None:
