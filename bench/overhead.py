@@ -131,7 +131,7 @@ class TimedRunner:
 
 
 def make_core(watch: Stopwatch) -> EngineCore:
-    model = LoadedModel(cast(Decoder, RandomDecoder(watch)), (), (), Runtime(), "none", 0)
+    model = LoadedModel(cast(Decoder, RandomDecoder(watch)), (), (), Runtime(), "none", 0, ())
     runner = ModelRunner(model, Constraints(None), cast(KvCache, None), 16, 4096, resolve("auto"))
     return EngineCore(TimedRunner(runner, watch), SchedulerConfig())
 
