@@ -4,22 +4,21 @@ A hit needs no lock, since artefacts appear whole or not at all. A miss is compr
 the key's lock, so that a second process waits and then hits.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compress.errors import CompressError, writing
+from compress.files import locked
 from compress.job import Job
 from compress.manifest import is_intact
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.sources import HashMemo
 
-_REMEDY = "name a writable folder with --cache-dir"
+CACHE_REMEDY = "name a writable folder with --cache-dir"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ def default_cache_dir() -> Path:
     try:
         return Path.home() / ".cache" / "venturi"
     except RuntimeError as error:
-        raise CompressError(f"this user has no home folder: {_REMEDY}") from error
+        raise CompressError(f"this user has no home folder: {CACHE_REMEDY}") from error
 
 
 def compress_cached(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> Built:
@@ -51,32 +50,18 @@ def compress_cached(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: 
         CompressError, ModelLoadError: the model, the cache or the disk is not as needed.
     """
     cache_dir = cache_dir.resolve()
-    with writing(cache_dir, _REMEDY):
+    with writing(cache_dir, CACHE_REMEDY):
         for folder in ("artefacts", "locks"):
             (cache_dir / folder).mkdir(parents=True, exist_ok=True)
     job = Job.prepare(recipe, model_dir, HashMemo(cache_dir / "hashes.json"), progress)
     artefact = cache_dir / "artefacts" / job.key
     if is_intact(artefact, job.key):
         return Built(artefact, job.key, cached=True)
-    with _locked(cache_dir / "locks" / f"{job.key}.lock", progress):
+    lock = cache_dir / "locks" / f"{job.key}.lock"
+    with locked(lock, progress, "another process compresses the same model", CACHE_REMEDY):
         if is_intact(artefact, job.key):
             return Built(artefact, job.key, cached=True)
         from compress.pipeline import run
 
-        manifest = run(job, artefact, progress, remedy=_REMEDY)
+        manifest = run(job, artefact, progress, remedy=CACHE_REMEDY)
     return Built(artefact, job.key, cached=False, measured=manifest.measured)
-
-
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    with writing(path.parent, _REMEDY):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.phase("waiting", "another process compresses the same model")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -175,9 +175,9 @@ def evaluate_command(
     with _exit_codes(progress):
         from rich.console import Console
 
-        from compress.evaluation_table import make_table
         from compress.gate.evaluation_command import Asked, evaluate_folder
         from compress.gate.page import make_page
+        from compress.measure.table import make_table
 
         limits = Gate(max_kl=max_kl, max_drop=max_drop)
         asked = Asked(artefact=artefact, original=original, limits=limits, **options)

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import CompressError
+from compress.files import write_whole
 
 MANIFEST_NAME = "venturi.json"
 CALIBRATION_NAME = "calibration.json"
@@ -72,14 +72,9 @@ class HashMemo:
         """Writes the memo in one step, where there is something new."""
         if self._path is None or not self._changed:
             return
-        fresh = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
         # Hits must work in a cache folder that only others may write.
         with suppress(OSError):
-            try:
-                fresh.write_text(json.dumps(self._known, indent=0), encoding="utf-8")
-                fresh.replace(self._path)
-            finally:
-                fresh.unlink(missing_ok=True)
+            write_whole(self._path, json.dumps(self._known, indent=0))
 
 
 def hash_sources(folder: Path, memo: HashMemo) -> Sources:

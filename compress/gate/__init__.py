@@ -1,6 +1,5 @@
 """The gate: whether an artefact is good enough to serve, judged with stated error rates.
 
-``decision`` judges intervals, ``intervals`` and ``paired`` make them of paired scores, ``judging``
-measures both models through the engine and caches what it found, ``flow`` restores where that is
-not good enough. Policy has no tensors.
+``decision`` and ``verdict`` judge the figures of ``compress.measure``, ``judging`` has them
+measured and keeps them, ``flow`` restores where that is not good enough. Policy has no tensors.
 """

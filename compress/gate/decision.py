@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import NormalDist
 
-LEVEL = 0.975
+from compress.measure.figures import LEVEL, Estimate
+
 POWER = 0.8
 
 
@@ -20,17 +21,6 @@ class Outcome(StrEnum):
     PASS = "pass"
     INCONCLUSIVE = "inconclusive"
     FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure with its 95 % interval; larger is worse. ``items`` are documents or questions."""
-
-    value: float
-    low: float
-    high: float
-    items: int
-    standard_error: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compress.documents import context_length
-from compress.evaluate import evaluate
 from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
 from compress.gate.judging import calibration_ids
 from compress.gate.report import Report
-from compress.gate.speed import measure_speed
-from compress.gate.tasks import read_tasks
-from compress.gate.text import EvaluationText, generate_text, read_files
 from compress.gate.verdict import judge
+from compress.measure.evaluate import evaluate
+from compress.measure.speed import measure_speed
+from compress.measure.tasks import read_tasks
+from compress.measure.text import EvaluationText, generate_text, read_files
 from compress.progress import Progress
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from compress.cache import Built
+from compress.cache import CACHE_REMEDY, Built
 from compress.errors import writing
-from compress.gate.judging import CACHE_REMEDY, CONFIRMATION, SELECTION, Judge, Measured
+from compress.files import write_whole
+from compress.gate.judging import CONFIRMATION, SELECTION, Judge, Measured
 from compress.gate.report import Report, Restored
 from compress.gate.restoring import Layer, attempts, kept_share, ladder, restored_recipe
-from compress.gate.text import write_whole
 from compress.recipe import Recipe
 
 # Makes, or finds, the artefact of a recipe.
@@ -83,7 +83,7 @@ def _restore(
     recipe: Recipe, build: Build, judge: Judge, artefact: Path, first: Measured
 ) -> Restoration:
     """Tries recipes that keep more, until one is good enough on the selection half."""
-    from compress.gate.contribution import contributions
+    from compress.measure.contribution import contributions
     from compress.plan import make_plan
     from engine.formats.checkpoint import Checkpoint
 

@@ -4,11 +4,9 @@
 limit is judged anew without measuring. Imports no torch until something is measured.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,23 +14,24 @@ from typing import Any, Literal
 
 import msgspec
 
+from compress.cache import CACHE_REMEDY
 from compress.documents import context_length
 from compress.errors import CompressError, writing
-from compress.figures import Evaluation
-from compress.gate import text as texts
+from compress.files import locked, write_whole
 from compress.gate.config import FEWEST_DOCUMENTS, Gate
 from compress.gate.engine_identity import engine_identity
 from compress.gate.report import Report, Restored, write_report
-from compress.gate.tasks import Task, read_tasks
-from compress.gate.text import EvaluationText
 from compress.gate.verdict import Verdict, judge, not_achievable
+from compress.measure import text as texts
+from compress.measure.figures import Evaluation
+from compress.measure.tasks import Task, read_tasks
+from compress.measure.text import EvaluationText
 from compress.progress import Progress
 from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
 from engine.client.files import read_optional_json
 
 # Of what is measured and how text is generated.
 _METHOD_VERSION = 1
-CACHE_REMEDY = "name a writable folder with --cache-dir"
 
 
 # Halves of text and questions; all of them where nothing may be restored.
@@ -126,7 +125,7 @@ class Judge:
         calibration = calibration_ids(artefact)
         parts = {
             "method": _METHOD_VERSION,
-            "original": hash_sources(self.original, self._memo()).hashes,
+            "original": self._hashes(self.original),
             "gate": [documents, window, self.seed],
             "calibration": calibration,
         }
@@ -167,21 +166,20 @@ class Judge:
         self, artefact: Path, text: EvaluationText, half: Half
     ) -> tuple[str, Evaluation]:
         """What was measured, now or before, and its key."""
-        memo = self._memo()
         parts = {
             "method": _METHOD_VERSION,
-            "original": hash_sources(self.original, memo).hashes,
-            "artefact": hash_sources(artefact, memo).hashes,
+            "original": self._hashes(self.original),
+            "artefact": self._hashes(artefact),
             "runtime": read_optional_json(artefact / MANIFEST_NAME).get("runtime"),
             "text": [text.sha256, text.window],
-            "tasks": [_task_hashes(self.gate, memo), half],
+            "tasks": [self._task_hashes(), half],
             "kv_dtype": self.kv_dtype,
             "engine": engine_identity(),
         }
         with self._entry("evaluations", parts) as (key, file):
             evaluation = _load(file)
             if evaluation is None:
-                from compress.evaluate import evaluate
+                from compress.measure.evaluate import evaluate
 
                 tasks = self._tasks()
                 evaluation = evaluate(
@@ -193,8 +191,23 @@ class Judge:
                     progress=self.progress,
                 )
                 with writing(file.parent, CACHE_REMEDY):
-                    texts.write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
+                    write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
             return key, evaluation
+
+    def _hashes(self, folder: Path) -> Mapping[str, str]:
+        memo = self._memo()
+        hashes = hash_sources(folder, memo).hashes
+        memo.save()
+        return hashes
+
+    def _task_hashes(self) -> list[list[str]]:
+        memo = self._memo()
+        try:
+            found = [[Path(name).stem, memo.sha256(Path(name))] for name in self.gate.tasks]
+        except OSError as error:
+            raise CompressError(f"{error.filename} cannot be read: {error.strerror}") from error
+        memo.save()
+        return found
 
     def _memo(self) -> HashMemo:
         return HashMemo(self.cache_dir / "hashes.json")
@@ -206,12 +219,9 @@ class Judge:
         folder = self.cache_dir / kind
         with writing(folder, CACHE_REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        busy = "another process measures the same"
+        with locked(folder / f"{key}.lock", self.progress, busy, CACHE_REMEDY):
             yield key, folder / f"{key}.json"
-        finally:
-            os.close(descriptor)
 
 
 def calibration_ids(artefact: Path) -> list[list[int]]:
@@ -224,13 +234,6 @@ def calibration_ids(artefact: Path) -> list[list[int]]:
         return [[int(token) for token in ids] for ids in value]
     except (OSError, ValueError, TypeError) as error:
         raise CompressError(f"{path} cannot be read: {error}: compress again") from error
-
-
-def _task_hashes(gate: Gate, memo: HashMemo) -> list[list[str]]:
-    try:
-        return [[Path(name).stem, memo.sha256(Path(name))] for name in gate.tasks]
-    except OSError as error:
-        raise CompressError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _load(file: Path) -> Evaluation | None:

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from compress.figures import Evaluation, Interval, TaskResult
 from compress.gate.decision import Outcome
 from compress.gate.report import Report
-from compress.gate.text import GENERATED
 from compress.gate.verdict import Check
+from compress.measure.figures import GENERATED, Evaluation, Interval, TaskResult
 
 _STYLE = """
 :root { color-scheme: light; }

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from compress.errors import CompressError
-from compress.figures import Evaluation
+from compress.files import write_whole
 from compress.gate.config import Gate
 from compress.gate.decision import Outcome
-from compress.gate.text import write_whole
 from compress.gate.verdict import Verdict
+from compress.measure.figures import Evaluation
 from compress.sources import MANIFEST_NAME, REPORT_NAME
 
 FORMAT_VERSION = 1

@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from compress.figures import Evaluation, TaskResult
 from compress.gate.config import FEWEST_DOCUMENTS, Gate
-from compress.gate.decision import Decision, Estimate, Outcome, decide, near_chance, worst
-from compress.gate.paired import drop_estimate
-from compress.gate.text import GENERATED
+from compress.gate.decision import Decision, Outcome, decide, near_chance, worst
+from compress.measure.figures import GENERATED, Estimate, Evaluation, TaskResult
+from compress.measure.paired import drop_estimate
 
 Kind = Literal["kl", "task"]
 

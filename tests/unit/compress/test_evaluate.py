@@ -18,10 +18,10 @@ import compress
 from compress.cli import evaluate_command
 from compress.documents import read_windows
 from compress.errors import CompressError
-from compress.evaluate import evaluate
-from compress.figures import Evaluation
-from compress.gate.text import EvaluationText, read_files
-from compress.statistics import DocumentSums, compare, summarise
+from compress.measure.evaluate import evaluate
+from compress.measure.figures import Evaluation
+from compress.measure.statistics import DocumentSums, compare, summarise
+from compress.measure.text import EvaluationText, read_files
 from engine.config import EngineConfig
 
 MakeModel = Callable[..., Path]

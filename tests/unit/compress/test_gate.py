@@ -18,18 +18,27 @@ from torch import Tensor
 
 import compress
 from compress.errors import CompressError
-from compress.figures import Evaluation, Interval, Quality, Side, Speed, TaskResult
-from compress.gate import text as texts
-from compress.gate.answers import is_right, log_likelihood
+from compress.files import write_whole
 from compress.gate.config import Gate
-from compress.gate.decision import Estimate, Outcome
+from compress.gate.decision import Outcome
 from compress.gate.evaluation_command import Asked, evaluate_folder
 from compress.gate.judging import Judge, Measured
 from compress.gate.page import make_page
 from compress.gate.report import Restored, read_report
-from compress.gate.tasks import Choice, Question, read_tasks
-from compress.gate.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.gate.verdict import judge
+from compress.measure import text as texts
+from compress.measure.answers import is_right, log_likelihood
+from compress.measure.figures import (
+    Estimate,
+    Evaluation,
+    Interval,
+    Quality,
+    Side,
+    Speed,
+    TaskResult,
+)
+from compress.measure.tasks import Choice, Question, read_tasks
+from compress.measure.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.progress import NoProgress
 from engine.errors import ModelLoadError
 
@@ -221,7 +230,7 @@ def test_a_question_longer_than_the_context(make_model: MakeModel, tmp_path: Pat
 def test_a_short_context_shortens_what_is_generated(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.gate.speed.BATCHES", (1, 2))
+    monkeypatch.setattr("compress.measure.speed.BATCHES", (1, 2))
     folder = make_model()
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = 24
@@ -281,10 +290,10 @@ def test_a_file_is_on_the_disk_before_it_replaces_another(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    texts.write_whole(tmp_path / "t.json", "old")
+    write_whole(tmp_path / "t.json", "old")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        texts.write_whole(tmp_path / "t.json", "new")
+        write_whole(tmp_path / "t.json", "new")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"t.json": "old"}
 
 
@@ -389,10 +398,10 @@ def test_only_a_failed_write_is_blamed_on_the_cache(
 
     judging = make_judge(mini, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("compress.evaluate.evaluate", full)
+        patch.setattr("compress.measure.evaluate.evaluate", full)
         with pytest.raises(OSError, match="No space left"):
             judging.report(artefact)
-    monkeypatch.setattr(texts, "write_whole", full)
+    monkeypatch.setattr("compress.gate.judging.write_whole", full)
     with pytest.raises(CompressError, match=r"evaluations: the disk is full: name a writable"):
         judging.report(artefact)
 

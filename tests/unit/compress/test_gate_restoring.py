@@ -241,7 +241,7 @@ def test_a_layer_without_numbers_costs_none(
     def costs(*_: object) -> list[float]:
         return [0.0, 0.0, 0.0, float("inf"), 0.0, 0.0]
 
-    monkeypatch.setattr("compress.gate.contribution.contributions", costs)
+    monkeypatch.setattr("compress.measure.contribution.contributions", costs)
     judge = judge_in(mini, tmp_path, length=48)
     sabotage(compress_cached(resolve("w8a8"), mini, tmp_path, NoProgress()).artefact)
     _, report = run(judge)

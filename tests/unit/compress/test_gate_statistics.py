@@ -17,8 +17,8 @@ from compress.gate.decision import (
     student_quantile,
     worst,
 )
-from compress.gate.intervals import ratio_estimate
-from compress.gate.paired import drop_estimate
+from compress.measure.intervals import ratio_estimate
+from compress.measure.paired import drop_estimate
 
 RUNS = 600
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -43,7 +43,7 @@ def pass_share(draw: Draw, documents: int, limit: float) -> float:
 
 @pytest.fixture(autouse=True)
 def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.gate.intervals._RESAMPLES", 800)
+    monkeypatch.setattr("compress.measure.intervals._RESAMPLES", 800)
 
 
 @pytest.mark.parametrize("draw", DRAWS)

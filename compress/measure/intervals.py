@@ -8,7 +8,7 @@ percentiles alone are too short (Efron and Tibshirani, An Introduction to the Bo
 import numpy as np
 from numpy.typing import NDArray
 
-from compress.gate.decision import Estimate
+from compress.measure.figures import Estimate
 
 _RESAMPLES = 2000
 # Counts of documents in memory at once.

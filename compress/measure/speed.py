@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from compress.figures import Speed
 from compress.generated import threads
+from compress.measure.figures import Speed
 from compress.progress import Progress
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 from engine.core import EngineCore

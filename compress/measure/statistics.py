@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.figures import Interval, Quality
-from compress.gate.decision import Estimate
-from compress.gate.intervals import Floats, ratio_estimate
+from compress.measure.figures import Estimate, Interval, Quality
+from compress.measure.intervals import Floats, ratio_estimate
 
 
 @dataclass(frozen=True, slots=True)

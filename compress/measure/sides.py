@@ -10,8 +10,8 @@ from typing import Protocol, Self
 from torch import Tensor
 
 from compress.errors import CompressError
-from compress.figures import Side
 from compress.generated import threads
+from compress.measure.figures import Side
 from engine.config import CacheConfig, EngineConfig, KernelConfig
 from engine.types import ModelReport
 

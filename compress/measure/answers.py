@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compress.gate.tasks import Choice, Question
+from compress.measure.tasks import Choice, Question
 
 # Token ids -> float32 logits [T, V]; row i predicts token i + 1.
 Logits = Callable[[list[int]], Tensor]

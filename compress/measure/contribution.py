@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.gate.text import EvaluationText
+from compress.measure.text import EvaluationText
 from compress.progress import Progress
 from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint

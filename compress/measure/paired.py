@@ -7,7 +7,7 @@ empty where no answer changed.
 import math
 from statistics import NormalDist
 
-from compress.gate.decision import LEVEL, Estimate
+from compress.measure.figures import LEVEL, Estimate
 
 _Z = NormalDist().inv_cdf(LEVEL)
 

@@ -2,8 +2,8 @@
 
 from rich.table import Table
 
-from compress.figures import Evaluation, Interval, Quality, TaskResult
-from compress.gate.paired import drop_estimate
+from compress.measure.figures import Evaluation, Interval, Quality, TaskResult
+from compress.measure.paired import drop_estimate
 
 
 def make_table(result: Evaluation) -> Table:

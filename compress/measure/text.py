@@ -2,22 +2,20 @@
 
 import hashlib
 import json
-import os
 import random
-import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress.documents import read_windows
 from compress.errors import CompressError
+from compress.files import write_whole
+from compress.measure.figures import GENERATED
 
 # A run of so many equal tokens marks a document as seen in calibration.
 NGRAM = 13
 _ROUNDS = 4
-GENERATED = "generated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,20 +119,6 @@ def save(text: EvaluationText, file: Path) -> None:
     """Whole or not at all. Raises ``OSError``."""
     value = {"source": text.source, "window": text.window, "documents": text.documents}
     write_whole(file, json.dumps(value) + "\n")
-
-
-def write_whole(file: Path, content: str) -> None:
-    """Replaces ``file`` in one step, after its new content is on the disk. Raises ``OSError``."""
-    fresh = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with fresh.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(file)
-    finally:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
 
 
 def _seed(seed: int, step: int) -> int:

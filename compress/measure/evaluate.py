@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from compress.errors import CompressError
-from compress.figures import Evaluation, TaskResult
-from compress.gate.answers import is_right
-from compress.gate.tasks import Task
-from compress.gate.text import EvaluationText
+from compress.measure.answers import is_right
+from compress.measure.figures import Evaluation, TaskResult
+from compress.measure.sides import MakeScorer, Timed, open_pair
+from compress.measure.statistics import DocumentSums, compare, kl_estimate, summarise
+from compress.measure.tasks import Task
+from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
-from compress.sides import MakeScorer, Timed, open_pair
-from compress.statistics import DocumentSums, compare, kl_estimate, summarise
 from engine.scoring import Scorer
 
 

@@ -1,0 +1,1 @@
+"""What compression cost: texts and questions, both models on them, and figures with intervals."""
