@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from bench.cpu_engines import FILES
 from bench.random_model import Shape, write
@@ -67,7 +68,7 @@ def artefact(name: str, recipe: str, folder: Path) -> Path:
 
 def _write_tokenizer(vocabulary: int, folder: Path) -> None:
     """Token 17 is the word ``t17``: peers and servers want a tokenizer, the prompts are ids."""
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

@@ -31,7 +31,7 @@ class _Axes:
 def plot(results: Results, model: str) -> str:
     """The SVG's text."""
     engines = results.models[model]
-    series = {
+    series: dict[str, list[tuple[float, float]]] = {
         name: [(b, m.value(f"decode{b}_tps")) for b in _BATCHES if f"decode{b}_tps" in m.figures]
         for name, m in engines.items()
     }

@@ -11,6 +11,7 @@ figure is the increase of the loss over the original in nats per token; interval
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress.block import LinearSteps, compress_block
+from compress.block import BlockResult, LinearSteps, compress_block
 from compress.calibration import read_samples
 from compress.documents import read_windows
 from compress.methods.awq import Awq
@@ -32,7 +33,7 @@ from compress.methods.rtn import Rtn
 from compress.methods.scheme import Scheme
 from compress.methods.sparsegpt import Joint, SparseGpt
 from compress.methods.wanda import Wanda
-from compress.sequential import Sequential, changed_tensors
+from compress.sequential import Sequential
 from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint
 
@@ -135,11 +136,13 @@ class Held:
 
         ``originals`` None scores the original itself.
         """
-        state = Sequential(blocks, self.ids_DL)
+        hidden_DLK = blocks.embed(self.ids_DL)
         for index in range(len(blocks.spec.layers)):
-            state.advance(index, changed.get(index, {}))
+            layer = blocks.layer(index, changed.get(index, {}))
+            parts = hidden_DLK.split(BATCH)
+            hidden_DLK = torch.cat([blocks.run(layer, index, part) for part in parts])
         nll, kl, kept = [], [], []
-        for part, (ids_BL, real_BL, hidden_BLK) in enumerate(self._batches(state.hidden_SLK)):
+        for part, (ids_BL, real_BL, hidden_BLK) in enumerate(self._batches(hidden_DLK)):
             log_q = blocks.logits(hidden_BLK)[:, :-1].log_softmax(-1)
             nll.append(
                 (-log_q.gather(2, ids_BL[:, 1:, None])[..., 0] * real_BL).sum(
@@ -183,7 +186,10 @@ def compress_model(
     blocks: Blocks, ids_SL: Tensor, steps: LinearSteps
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, int], bool | None]:
     """All layers' new tensors, how often each method was kept, and whether masks held."""
-    state, changed, kept, masks = Sequential(blocks, ids_SL), {}, {}, []
+    state = Sequential(blocks, ids_SL, Path(tempfile.gettempdir()))
+    changed: dict[int, dict[str, Tensor]] = {}
+    kept: dict[str, int] = {}
+    masks: list[bool] = []
     for index, (layer, names) in enumerate(zip(blocks.spec.layers, blocks.spec.names, strict=True)):
         modules = [module for matrix in names.matrices() for module in matrix.modules]
         captured = state.capture(index, set(modules))
@@ -191,7 +197,7 @@ def compress_model(
             result = compress_block(
                 layer, names, dict.fromkeys(modules, steps), blocks.checkpoint.tensor, captured
             )
-        changed[index] = changed_tensors(result)
+        changed[index] = floating(result)
         for one in result.linears.values():
             for outcome in one.outcomes:
                 kept[outcome.method] = kept.get(outcome.method, 0) + 1
@@ -201,6 +207,15 @@ def compress_model(
             ]
         state.advance(index, changed[index])
     return changed, kept, all(masks) if masks else None
+
+
+def floating(result: BlockResult) -> dict[str, Tensor]:
+    """A compressed layer's tensors by their names in the original checkpoint."""
+    weights = {f"{name}.weight": one.weight for name, one in result.linears.items()}
+    return dict(result.vectors) | {
+        name: weight if isinstance(weight, Tensor) else weight.dequantize()
+        for name, weight in weights.items()
+    }
 
 
 def mask_holds(weight_NK: Tensor, sparsity: Sparsity) -> bool:
@@ -298,8 +313,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="tokens of a document or sample")
     parser.add_argument("--quick", action="store_true", help="few methods, little text")
-    names = {"choices": methods(), "metavar": "METHOD"}
-    parser.add_argument("--only", nargs="+", help="methods, for trials", **names)
+    parser.add_argument(
+        "--only", nargs="+", choices=methods(), metavar="METHOD", help="methods, for trials"
+    )
     parser.add_argument("--threads", type=int, default=1, help="1 is best for small models")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -102,7 +102,7 @@ def transformers_generate(folder: Path, repeats: int) -> float:
     rates = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        model.generate(
+        model.generate(  # type: ignore[misc]
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=NEW_TOKENS,

@@ -185,7 +185,9 @@ def evaluate_command(
         Console().print(make_table(report.evaluation))
         print(report.line())
         if json_file is not None:
-            text = json.dumps(asdict(report.evaluation), indent=2, allow_nan=False) + "\n"
+            verdict = {"outcome": report.verdict.outcome.value, "line": report.line()}
+            figures = {**asdict(report.evaluation), "verdict": verdict}
+            text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
             with writing(json_file, "name another file with --json"):
                 json_file.write_text(text, encoding="utf-8")
         if page is not None:

@@ -17,7 +17,7 @@ from engine.kv_cache.fp32 import Fp32KvCache
 from engine.layers.attention import Step
 from engine.layers.decoder_layer import LayerFn
 from engine.layers.embedding import Embedding, finish_logits
-from engine.layers.linear import Linear
+from engine.layers.linear import Linear, Wrapped
 from engine.layers.rotary import Rotary
 from engine.loader import DecoderLoader
 from engine.models import model_spec
@@ -140,29 +140,12 @@ class _ObservingReader(WeightReader):
 
 
 @dataclass(frozen=True, slots=True)
-class _Observed:
+class _Observed(Wrapped):
     """``zeros``: out-features that are 0 instead of computed; 0 computes them."""
 
-    linear: Linear
     modules: tuple[str, ...]
     observe: Observe
     zeros: int
-
-    @property
-    def storage(self) -> str:
-        return self.linear.storage
-
-    @property
-    def execution(self) -> str:
-        return self.linear.execution
-
-    @property
-    def product(self) -> str:
-        return self.linear.product
-
-    @property
-    def nbytes(self) -> int:
-        return self.linear.nbytes
 
     def __call__(self, x_MK: Tensor) -> Tensor:
         self.observe(self.modules, x_MK)

@@ -177,5 +177,5 @@ def _more(check: Check, evaluation: Evaluation) -> str:
         return f"no practical number of {what} decides: change the limit"
     needed = f"about {check.items_to_decide} {what} would decide (there were {check.items})"
     if check.kind == "kl" and evaluation.data == (GENERATED,):
-        return f"{needed}: set gate.documents or --documents"
+        return f"{needed}: set gate.documents in the recipe, or --documents of venturi evaluate"
     return needed

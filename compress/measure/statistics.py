@@ -58,7 +58,7 @@ def summarise(documents: Sequence[DocumentSums]) -> Quality:
         artefact_perplexity=_perplexity(columns["artefact_nll"], tokens_D),
         perplexity_ratio=Interval(*map(_exp, (loss.value, loss.low, loss.high))),
         kl=_interval(ratio_estimate(columns["kl"], tokens_D)),
-        flips=_interval(ratio_estimate(columns["flips"], tokens_D)),
+        flips=_interval(ratio_estimate(columns["flips"], tokens_D), most=1.0),
     )
 
 
@@ -71,9 +71,9 @@ def _column(documents: Sequence[DocumentSums], name: str) -> Floats:
     return np.array([getattr(document, name) for document in documents], np.float64)
 
 
-def _interval(estimate: Estimate) -> Interval:
-    """A share and a divergence are never below 0."""
-    return Interval(estimate.value, max(0.0, estimate.low), estimate.high)
+def _interval(estimate: Estimate, most: float = math.inf) -> Interval:
+    """A share and a divergence are never below 0, and a share is not above 1."""
+    return Interval(estimate.value, max(0.0, estimate.low), min(most, estimate.high))
 
 
 def _perplexity(nll_D: Floats, tokens_D: Floats) -> float:

@@ -174,11 +174,10 @@ class Int4Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class Reordered:
-    """A linear layer whose in-features are those of the input in the order ``order_K``."""
+class Wrapped:
+    """Another layer, which says what is stored and computed."""
 
     linear: Linear
-    order_K: Tensor
 
     @property
     def storage(self) -> str:
@@ -194,6 +193,18 @@ class Reordered:
     def product(self) -> str:
         """See ``Linear``."""
         return self.linear.product
+
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return self.linear.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered(Wrapped):
+    """A linear layer whose in-features are those of the input in the order ``order_K``."""
+
+    order_K: Tensor
 
     @property
     def nbytes(self) -> int:

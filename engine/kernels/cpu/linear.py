@@ -83,13 +83,7 @@ class PackedInt8Linear:
         packed = pack_int8(weight.q_NK)
         scale_N = whole_panels(weight.scale_N)
         bias_N = None if bias_N is None else whole_panels(bias_N)
-        weights = Int8Weights(
-            address(packed),
-            address(scale_N),
-            None if bias_N is None else address(bias_N),
-            outs,
-            columns,
-        )
+        weights = int8_weights(packed, scale_N, bias_N, outs, columns)
         return cls(packed, scale_N, bias_N, outs, columns, found or kernels(), weights)
 
     @property
@@ -116,6 +110,14 @@ class PackedInt8Linear:
 def int8_linear(x_MK: Tensor, q_NK: Tensor, scale_N: Tensor) -> Tensor:
     """See ``reference.int8_linear``; packs the weight in the call."""
     return PackedInt8Linear.pack(Int8Weight(q_NK, scale_N))(x_MK)
+
+
+def int8_weights(
+    packed: Tensor, scale_N: Tensor, bias_N: Tensor | None, outs: int, columns: int
+) -> Int8Weights:
+    """For the kernels; holds addresses of the tensors, which must outlive it."""
+    bias = None if bias_N is None else address(bias_N)
+    return Int8Weights(address(packed), address(scale_N), bias, outs, columns)
 
 
 def multiply_int8(x_MK: Tensor, weights: Int8Weights, found: Kernels, expanded: int = 0) -> Tensor:

@@ -15,6 +15,7 @@ from engine.kernels.cpu.linear import (
     PANEL,
     Int8Weights,
     PackedInt8Linear,
+    int8_weights,
     multiply_int8,
     pack_int8,
     padded,
@@ -72,15 +73,8 @@ class PackedSparseLinear:
         records, begins = _pack(pack_int8(weight.q_NK), padded(columns))
         scale_N = whole_panels(weight.scale_N)
         bias_N = None if bias_N is None else whole_panels(bias_N)
-        weights = Int8Weights(
-            address(records),
-            address(scale_N),
-            None if bias_N is None else address(bias_N),
-            outs,
-            columns,
-            address(begins),
-            native and expands(),
-        )
+        weights = int8_weights(records, scale_N, bias_N, outs, columns)
+        weights.begins, weights.expands = address(begins), native and expands()
         found = found or kernels()
         return cls(records, begins, scale_N, bias_N, outs, columns, found, weights)
 
@@ -110,12 +104,8 @@ class PackedSparseLinear:
     def dense(self) -> PackedInt8Linear:
         """The same layer with its zeros."""
         packed = self._panels(0, len(self.begins) - 1)
-        scale_N, bias_N = self.scale_N, self.bias_N
-        weights = Int8Weights(
-            address(packed), self.weights.scale, self.weights.bias, self.outs, self.columns
-        )
-        outs, columns = self.outs, self.columns
-        return PackedInt8Linear(packed, scale_N, bias_N, outs, columns, self.kernels, weights)
+        parts = packed, self.scale_N, self.bias_N, self.outs, self.columns
+        return PackedInt8Linear(*parts, self.kernels, int8_weights(*parts))
 
     def copy(self) -> "PackedSparseLinear":
         """The same in other memory."""

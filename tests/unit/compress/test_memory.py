@@ -18,6 +18,19 @@ compress_command()
 """
 
 
+def peak(code: str, arguments: list[object]) -> int:
+    """Bytes above what the imports took, of a child that runs ``code``."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    event = json.loads(done.stdout.splitlines()[-1])
+    return int(event["peak_rss_anon_bytes"] - event["baseline_rss_anon_bytes"])
+
+
 @pytest.fixture
 def large_model(make_model: Callable[..., Path]) -> Path:
     """About 300 MB in 8 layers."""
@@ -29,15 +42,7 @@ def test_memory_is_bounded(large_model: Path, tmp_path: Path, shard_bytes: int) 
     weights = (large_model / "model.safetensors").stat().st_size
     assert weights > 280 * MB
     arguments = [large_model, "--out", tmp_path / "out", "--progress", "json", shard_bytes]
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    event = json.loads(done.stdout.splitlines()[-1])
-    above = event["peak_rss_anon_bytes"] - event["baseline_rss_anon_bytes"]
+    above = peak(MAIN, arguments)
     output = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
     # A shard, the largest tensor (32 MB) twice, and what the allocator keeps; whole it is 600 MB.
     assert above < min(shard_bytes, output) + 64 * MB + 96 * MB
@@ -65,15 +70,7 @@ def test_memory_of_a_calibrated_run_is_bounded(
         "modifiers: [{type: gptq, scheme: w4a8}]\n"
     )
     arguments = [model, "--recipe", recipe, "--out", tmp_path / "out", "--progress", "json"]
-    done = subprocess.run(
-        [sys.executable, "-c", CALIBRATED, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=100,
-    )
-    event = json.loads(done.stdout.splitlines()[-1])
-    above = event["peak_rss_anon_bytes"] - event["baseline_rss_anon_bytes"]
+    above = peak(CALIBRATED, arguments)
     layer = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
     # In float32 the embedding alone would take 256 MB.
     assert above < 2 * layer + 350 * MB

@@ -192,3 +192,14 @@ class Rig:
 @pytest.fixture
 def make_rig() -> Callable[..., Rig]:
     return Rig
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch runs with so many."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)

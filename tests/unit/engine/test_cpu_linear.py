@@ -1,7 +1,5 @@
 """Native linear layers on every instruction set: bit-equal to the reference, whatever M."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,15 +12,6 @@ from engine.kernels.cpu.linear import PackedInt8Linear
 ROWS = (1, 2, 5, 8, 13, 33, 64, 65, 200)
 SHAPES = [(1, 1), (31, 3), (33, 65), (32, 64), (64, 100), (200, 300)]
 sets = pytest.mark.parametrize("name", supported())
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """torch runs with so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

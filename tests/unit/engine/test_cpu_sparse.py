@@ -1,6 +1,5 @@
 """Sparse native layers on every instruction set: bit-equal to the reference, whatever M."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,6 @@ SHAPES = [(1, 1), (31, 3), (33, 65), (32, 64), (64, 128), (64, 130), (200, 300)]
 sets = pytest.mark.parametrize(
     ("name", "native"), [*((s, False) for s in supported()), (supported()[-1], True)]
 )
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """torch runs with so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
