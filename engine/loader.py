@@ -14,10 +14,11 @@ from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import AttentionWeights
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
 from engine.layers.embedding import Embedding
-from engine.layers.linear import DenseLinear, Int8Linear, Linear, quantize_int8
+from engine.layers.linear import DenseLinear, Int8Linear, Linear
 from engine.layers.mlp import Mlp, MlpWeights, make_experts, make_mlp
 from engine.layers.native_layer import NativeLayer, by_cache
 from engine.layers.rotary import Rotary
+from engine.layers.weight import quantize_int8
 from engine.models import model_spec
 from engine.models.decoder import Decoder
 from engine.models.spec import LayerNames, LayerSpec, Matrix, MlpNames, ModelSpec

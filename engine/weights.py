@@ -16,19 +16,10 @@ from engine.formats.checkpoint import Checkpoint
 from engine.formats.gptq import GptqScheme
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
-from engine.layers.linear import (
-    Linear,
-    SparseWeight,
-    Split,
-    Weight,
-    WeightOnly,
-    make_fused,
-    make_linear,
-    quantize_int8,
-    take_rows,
-)
+from engine.layers.linear import Linear, Split, make_fused, make_linear
 from engine.layers.norm import Norm, identity, make_norm
 from engine.layers.speed_gate import SpeedGate
+from engine.layers.weight import SparseWeight, Weight, WeightOnly, quantize_int8, take_rows
 from engine.models.spec import Matrix, NormSpec
 from engine.types import LayerReport
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from engine.kernels import BACKENDS, kernel, reference, torch_native
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import alibi_slopes
-from engine.layers.linear import Int8Linear, Split, make_fused, make_linear, quantize_int8
+from engine.layers.linear import Int8Linear, Split, make_fused, make_linear
 from engine.layers.mlp import make_experts
+from engine.layers.weight import quantize_int8
 from engine.models.spec import ExpertsSpec
 from engine.self_test import check_linear
 

@@ -20,7 +20,8 @@ from engine.formats.quant_config import checkpoint_format
 from engine.kernels import kernel
 from engine.kernels.reference import float8_activations, float8_linear
 from engine.layers.float8 import Float8Linear
-from engine.layers.linear import Split, make_fused, make_linear, quantize_int8, take_rows
+from engine.layers.linear import Split, make_fused, make_linear
+from engine.layers.weight import quantize_int8, take_rows
 from engine.self_test import check_linear
 
 CODES = torch.arange(256, dtype=torch.uint8).view(DTYPE)

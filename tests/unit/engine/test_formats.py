@@ -12,7 +12,7 @@ from engine.formats import int_quantized
 from engine.formats.int_quantized import Int8Weight, config_group, pack, unpack
 from engine.formats.quant_config import checkpoint_format
 from engine.formats.runtime import MANIFEST_NAME, Runtime, read_runtime, to_json
-from engine.layers.linear import quantize_int8
+from engine.layers.weight import quantize_int8
 
 
 def weight(rows: int = 3, columns: int = 5, dtype: torch.dtype = torch.float32) -> Int8Weight:

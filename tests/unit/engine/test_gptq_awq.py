@@ -11,7 +11,8 @@ from engine.errors import ModelLoadError
 from engine.formats import awq, gptq, pack_quantized
 from engine.formats.grouped import GroupedWeight, by_group
 from engine.formats.quant_config import packed_scheme
-from engine.layers.linear import Reordered, Split, WeightOnly, make_fused, make_linear, take_rows
+from engine.layers.linear import Reordered, Split, make_fused, make_linear
+from engine.layers.weight import WeightOnly, take_rows
 from engine.self_test import check_linear
 
 # Out-features, in-features, group size (None: one group); the last group may be shorter.

@@ -10,7 +10,8 @@ from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import kernel, reference
 from engine.kernels.reference import fma, int4_linear, quantize_activations
-from engine.layers.linear import Split, WeightOnly, make_fused, make_linear, take_rows
+from engine.layers.linear import Split, make_fused, make_linear
+from engine.layers.weight import WeightOnly, take_rows
 from engine.self_test import check_linear
 
 SHAPES = [(1, 1, 1, 1), (2, 5, 64, 2), (7, 33, 96, 3), (1, 40, 704, 22), (17, 8, 172, 1)]

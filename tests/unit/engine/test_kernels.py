@@ -14,7 +14,8 @@ from torch import Tensor
 from engine.errors import ModelLoadError
 from engine.formats.int_quantized import Int8Weight
 from engine.kernels import BACKENDS, TABLE, kernel, reference, torch_native
-from engine.layers.linear import Int8Linear, Split, make_fused, make_linear, quantize_int8
+from engine.layers.linear import Int8Linear, Split, make_fused, make_linear
+from engine.layers.weight import quantize_int8
 from engine.self_test import check_linear
 
 LINEAR_SHAPES = [(1, 1, 1), (1, 33, 7), (3, 64, 64), (5, 100, 257), (17, 31, 3), (130, 96, 48)]

@@ -16,7 +16,7 @@ from engine.core import EngineCore
 from engine.errors import ModelLoadError
 from engine.formats.int_quantized import config_group, pack
 from engine.formats.runtime import MANIFEST_NAME
-from engine.layers.linear import quantize_int8
+from engine.layers.weight import quantize_int8
 from engine.sampler import sample
 from engine.scoring import Scorer
 from engine.types import FinishReason, Request, SamplingParams

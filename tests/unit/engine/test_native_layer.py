@@ -15,11 +15,12 @@ from engine.kernels.cpu.library import supported
 from engine.kv_cache import InterleavedInt8KvCache, KvShape
 from engine.layers.attention import AttentionWeights, Step
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
-from engine.layers.linear import Linear, SparseWeight, make_linear
+from engine.layers.linear import Linear, make_linear
 from engine.layers.mlp import MlpWeights
 from engine.layers.native_layer import NativeLayer
 from engine.layers.norm import Norm, identity, make_norm
 from engine.layers.rotary import Rotary
+from engine.layers.weight import SparseWeight
 from engine.models.spec import LayerSpec, NormSpec, RopeSpec
 from engine.types import (
     Request,

@@ -16,8 +16,9 @@ from engine.formats.int_quantized import Int8Weight, config_group
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.kernels.cpu.sparse import PackedSparseLinear
 from engine.layers import speed_gate
-from engine.layers.linear import Int8Linear, SparseWeight, Split, make_fused, make_linear
+from engine.layers.linear import Int8Linear, Split, make_fused, make_linear
 from engine.layers.speed_gate import SpeedGate
+from engine.layers.weight import SparseWeight
 from engine.loader import LoadedModel, load
 from engine.self_test import check_linear
 
