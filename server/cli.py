@@ -35,6 +35,12 @@ def main() -> None:
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", metavar="PRESET|FILE", help="w8a8 (default), a YAML file, or none.")
 @click.option(
+    "--scale",
+    is_flag=True,
+    default=None,
+    help="In place of a recipe: w8a16, then w8a8, w4a8, sparse50-w8a8, as far as the gate passes.",
+)
+@click.option(
     "--allow-slow",
     is_flag=True,
     default=None,

@@ -19,10 +19,14 @@ class CompressionFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to compress and how to judge it; ``gate`` None leaves the recipe's mode."""
+    """What to compress and how to judge it; ``gate`` None leaves the recipe's mode.
+
+    ``scale`` looks for the recipe.
+    """
 
     model: Path
     recipe: str
+    scale: bool
     cache_dir: Path | None
     gate: str | None
     kv_dtype: str
@@ -31,7 +35,8 @@ class Wanted:
     @property
     def arguments(self) -> list[str]:
         """Of the child."""
-        found = [str(self.model), "--recipe", self.recipe, "--kv-dtype", self.kv_dtype]
+        found = [str(self.model), "--kv-dtype", self.kv_dtype]
+        found += ["--scale"] if self.scale else ["--recipe", self.recipe]
         if self.cache_dir is not None:
             found += ["--cache-dir", str(self.cache_dir)]
         if self.gate is not None:
@@ -45,6 +50,7 @@ class Wanted:
 class Compression:
     """A finished run. ``phases`` are (name, begin, end) in Unix nanoseconds."""
 
+    recipe: str
     artefact: Path
     cached: bool
     phases: list[tuple[str, int, int]] = field(default_factory=list)
@@ -85,20 +91,22 @@ async def _follow(
     lines: asyncio.StreamReader, report: Callable[[Progress], None]
 ) -> Compression | None:
     phases: list[tuple[str, int]] = []
-    phase = pb.PHASE_COMPRESSING
+    phase, rung = pb.PHASE_COMPRESSING, ""
     async for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
             raise CompressionFailed(f"compress printed {line[:80]!r} in place of JSON") from None
         match event["event"]:
+            case "phase" if event["phase"] == "climbing":
+                phase, rung = pb.PHASE_COMPRESSING, f"{event['detail']}: "
             case "phase":
                 phases.append((event["phase"], event["time_ns"]))
                 judging = phase == pb.PHASE_EVALUATING or event["phase"] == "evaluating"
                 phase = pb.PHASE_EVALUATING if judging else pb.PHASE_COMPRESSING
-                report(Progress(phase=phase, detail=event["phase"]))
+                report(Progress(phase=phase, detail=rung + event["phase"]))
             case "layer":
-                report(_layer(phase, event))
+                report(_layer(phase, rung, event))
             case "error":
                 raise CompressionFailed(event["message"])
             case "done":
@@ -107,15 +115,16 @@ async def _follow(
                     (name, begin, end) for (name, begin), end in zip(phases, ends, strict=True)
                 ]
                 gate = GateResult.from_event(event["gate"]) if "gate" in event else None
-                return Compression(Path(event["artefact"]), event["cached"], spans, gate)
+                artefact = Path(event["artefact"])
+                return Compression(event["recipe"], artefact, event["cached"], spans, gate)
     return None
 
 
-def _layer(phase: pb.Phase, event: dict[str, object]) -> Progress:
+def _layer(phase: pb.Phase, rung: str, event: dict[str, object]) -> Progress:
     left = event.get("seconds_left")
     return Progress(
         phase=phase,
-        detail=str(event["name"]),
+        detail=f"{rung}{event['name']}",
         item=int(str(event["item"])),
         items=int(str(event["items"])),
         seconds_left=None if left is None else float(str(left)),

@@ -94,6 +94,7 @@ async def _artefact(
     wanted = Wanted(
         model=config.model,
         recipe=config.recipe,
+        scale=config.scale,
         cache_dir=config.cache_dir,
         gate=config.gate,
         kv_dtype=config.kv_dtype,
@@ -110,7 +111,8 @@ async def _artefact(
 
 def _judge(result: Compression, serving: Serving) -> None:
     """Takes the verdict in. Raises ``Refused``."""
-    serving.gate = gate = result.gate
+    serving.gate, serving.variant = result.gate, result.recipe
+    gate = result.gate
     if gate is None:
         return
     if gate.refused:
