@@ -1,5 +1,6 @@
 """How the commands end: exit codes, and the one line that says why."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,3 +25,8 @@ def exit_codes(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         progress.error(f"interrupted: {kept()}")
         sys.exit(INTERRUPTED)
+
+
+def exit_on_sigterm() -> None:
+    """As an exception it unwinds, so that temporary folders go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -51,6 +51,11 @@ def main() -> None:
     type=click.Choice(["off", "warn", "enforce"]),
     help="What a model that lost too much is: served, served with a warning, or refused.",
 )
+@click.option(
+    "--original",
+    type=click.Path(path_type=Path),
+    help="What a MODEL that is compressed already was made of, for --gate.",
+)
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 50051; 0 takes a free one.")

@@ -1,4 +1,4 @@
-"""Runs `python -m compress` as a child process and follows its JSON lines."""
+"""Runs `python -m compress`, or `compress.gate`, as a child process and follows its JSON lines."""
 
 import asyncio
 import json
@@ -21,10 +21,11 @@ class CompressionFailed(Exception):
 class Wanted:
     """What to compress and how to judge it; ``gate`` None leaves the recipe's mode.
 
-    ``scale`` looks for the recipe.
+    ``scale`` looks for the recipe. With ``original`` the model is compressed already, and judged.
     """
 
     model: Path
+    original: Path | None
     recipe: str
     scale: bool
     cache_dir: Path | None
@@ -34,21 +35,26 @@ class Wanted:
 
     @property
     def arguments(self) -> list[str]:
-        """Of the child."""
+        """Of the child: a module and its own."""
         found = [str(self.model), "--kv-dtype", self.kv_dtype]
-        found += ["--scale"] if self.scale else ["--recipe", self.recipe]
         if self.cache_dir is not None:
             found += ["--cache-dir", str(self.cache_dir)]
         if self.gate is not None:
             found += ["--gate", self.gate]
+        if self.original is not None:
+            return ["compress.gate", *found, "--original", str(self.original)]
+        found += ["--scale"] if self.scale else ["--recipe", self.recipe]
         if not self.allow_slow:
             found.append("--refuse-slow")
-        return found
+        return ["compress", *found, "--progress", "json"]
 
 
 @dataclass(slots=True)
 class Compression:
-    """A finished run. ``phases`` are (name, begin, end) in Unix nanoseconds."""
+    """A finished run; ``recipe`` "" where none was compressed by.
+
+    ``phases`` are (name, begin, end) in Unix nanoseconds.
+    """
 
     recipe: str
     artefact: Path
@@ -63,10 +69,11 @@ async def compress(wanted: Wanted, report: Callable[[Progress], None]) -> Compre
     So does a recipe that this machine can only evaluate, unless ``allow_slow``. A cancelled call
     ends the child, which leaves nothing half-written.
     """
-    arguments = ["-P", "-m", "compress", *wanted.arguments, "--progress", "json"]
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        *arguments,
+        "-P",
+        "-m",
+        *wanted.arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,

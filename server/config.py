@@ -80,6 +80,7 @@ class ServerConfig(BaseSettings):
     allow_slow: bool = False
     cache_dir: Path | None = None
     gate: Literal["off", "warn", "enforce"] | None = None
+    original: Path | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
     kv_dtype: Literal["auto", "int8", "fp32"] = "auto"
@@ -118,6 +119,14 @@ class ServerConfig(BaseSettings):
             raise ValueError("--scale tries recipes of its own: leave --recipe out")
         if self.scale and self.gate not in (None, "enforce"):
             raise ValueError(f"--scale needs the gate: leave --gate {self.gate} out")
+        return self
+
+    @model_validator(mode="after")
+    def _original_is_for_the_gate(self) -> "ServerConfig":
+        if self.original is not None and self.gate not in ("warn", "enforce"):
+            raise ValueError(
+                "--original is what the gate compares with: add --gate enforce or warn"
+            )
         return self
 
     @property

@@ -11,6 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.torch import load_file, save_file
 
+import compress
 from compress.gate.scale import RUNGS
 from server.config import EMBEDDED_MODEL
 from server.testing import ServerProcess
@@ -128,7 +129,34 @@ def test_the_smallest_that_passes_is_served(
         assert get_model(channel).quality == model.quality
 
 
-def test_a_gate_needs_an_original(cache_dir: Path) -> None:
-    flags = ("--recipe", "none", "--gate", "enforce", "--cache-dir", str(cache_dir))
-    with pytest.raises(RuntimeError, match="--gate enforce needs the original"):
+def test_a_compressed_folder_is_judged_against_its_original(
+    tmp_path: Path, cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    artefact = tmp_path / "artefact"
+    compress.compress("w8a8", EMBEDDED_MODEL, artefact)
+    flags = (str(artefact), "--gate", "enforce", "--cache-dir", str(cache_dir))
+    with pytest.raises(RuntimeError, match=f"needs the original of {artefact}, .* --original"):
         ServerProcess(*flags).__enter__()
+    flags = (*flags, "--original", str(EMBEDDED_MODEL))
+    with ServerProcess(*flags, *pool) as server, grpc.insecure_channel(server.target) as channel:
+        model = get_model(channel)
+        assert (model.variant, model.quality.verdict) == ("w8a8", "pass")
+        assert f"the gate: {model.quality.explanation}" in server.output
+    with (artefact / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    for broken, message in ((flags, "changed since it was written"), ((str(artefact),), "bytes")):
+        with pytest.raises(RuntimeError, match=message):
+            ServerProcess(*broken).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--recipe", "none", "--gate", "enforce"), "is served as it is: leave --gate out"),
+        (("--gate", "warn", "--original", "folder"), "is compressed now: leave --original out"),
+        (("--original", "folder"), "add --gate enforce or warn"),
+    ],
+)
+def test_what_the_gate_cannot_judge(cache_dir: Path, flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ServerProcess(*flags, "--cache-dir", str(cache_dir)).__enter__()

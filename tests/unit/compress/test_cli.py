@@ -132,6 +132,7 @@ def test_truncated_weights_in_a_child(make_model: MakeModel, tmp_path: Path) -> 
 def test_evaluate_writes_a_page(mini: Path, tmp_path: Path) -> None:
     compress("w8a8", mini, tmp_path / "out")
     arguments = [tmp_path / "out", "--against", mini, "--documents", 8, "--window", 24]
+    arguments += ["--cache-dir", tmp_path / "cache"]
     page = tmp_path / "page.html"
     done = CliRunner().invoke(
         evaluate_command, [*map(str, arguments), "--speed", "--report", str(page)]
