@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compress.auto.resolve import resolve_auto
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError, writing
 from compress.gate.config import MODES, Gate, Mode
@@ -95,6 +96,7 @@ def compress_command(
             )
         if gate is not None:
             resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
+        resolved = resolve_auto(resolved, model, cache_dir or default_cache_dir(), progress)
         report = None
         if resolved.gate.mode == "off":
             build(resolved)

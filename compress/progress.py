@@ -3,7 +3,7 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (hashing, waiting, planning, generating, compressing, verifying,
+    phase  phase (hashing, waiting, searching, planning, generating, compressing, verifying,
            publishing, evaluating or restoring), detail
     layer  item, items, name, seconds_left
     done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes; gate
