@@ -143,10 +143,12 @@ class Bench:
         with open_pair(
             self._model, artefact, window=window, kv_dtype="auto", scorer=Scorer
         ) as pair:
-            return np.array([
-                compare(*(side.logits(list(ids)) for side in pair), torch.tensor(ids)).kl
+            original, changed = pair
+            sums = [
+                compare(original.logits(list(ids)), changed.logits(list(ids)), torch.tensor(ids))
                 for ids in self.text.documents
-            ])  # fmt: skip
+            ]
+        return np.array([one.kl for one in sums], np.float64)
 
 
 def touched(manifest: Manifest) -> list[tuple[int, float]]:
