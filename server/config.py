@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -91,6 +92,11 @@ class ServerConfig(BaseSettings):
     max_sequences: int = Field(64, ge=1, le=4096)
     token_budget: int = Field(512, ge=1, le=1 << 20)
     speculative_tokens: int = Field(4, ge=0, le=16)
+    monitor_steps: int = Field(64, ge=0)
+    monitor_gap: float = Field(0.5, ge=0, lt=math.inf)
+    alarm_entropy: float = Field(1.5, gt=0, allow_inf_nan=False)
+    alarm_non_finite: int = Field(1, ge=1)
+    fallback: Literal["off", "non-finite", "alarm"] = "off"
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)

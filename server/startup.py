@@ -11,10 +11,17 @@ from engine.client.engine_client import EngineClient
 from engine.client.generation import Generator
 from engine.client.process import ProcessTransport
 from engine.client.tokenizer import Tokenizer
-from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
+from engine.config import (
+    CacheConfig,
+    EngineConfig,
+    KernelConfig,
+    MonitorConfig,
+    SchedulerConfig,
+)
 from engine.messages import Loading
 from server.compressor import Compression, CompressionFailed, Wanted, compress
 from server.config import ServerConfig
+from server.fallback import watch_over
 from server.provenance import Provenance
 from server.quality import Refused
 from server.serving import Progress, Serving
@@ -47,6 +54,8 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
             lambda: ProcessTransport(engine_config(config, folder))
         )
         engine.on_loading = lambda message: serving.report(_loading(message))
+        original = engine_config(config, config.model)
+        watch_over(config, serving, engine, lambda: ProcessTransport(original))
         await engine.start()
         telemetry.child(root, "load", loading, time.time_ns())
         admission = Admission(config.max_requests, config.max_queued_tokens)
@@ -69,6 +78,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
             speculative_tokens=config.speculative_tokens,
         ),
         kernels=KernelConfig(threads=config.threads, allow_slow=config.allow_slow),
+        monitor=MonitorConfig(every_steps=config.monitor_steps, gap_s=config.monitor_gap),
         log_level=config.log_level,
     )
 
@@ -77,9 +87,11 @@ async def _artefact(
     config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
     if config.serves_as_it_is:
-        if config.gate in ("warn", "enforce"):
+        gate = f"--gate {config.gate}" if config.gate in ("warn", "enforce") else ""
+        fallback = f"--fallback {config.fallback}" if config.fallback != "off" else ""
+        if gate or fallback:
             raise CompressionFailed(
-                f"--gate {config.gate} needs the original, and {config.model} is compressed or "
+                f"{gate or fallback} needs the original, and {config.model} is compressed or "
                 "served as it is: name the original's folder and a --recipe"
             )
         outcome, line = Provenance.from_folder(config.model).verdict()
