@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compress.auto.resolve import resolve_auto
 from compress.cache import Built, compress_cached, default_cache_dir
 from compress.errors import CompressError
 from compress.exits import REFUSED, exit_codes
@@ -156,6 +157,7 @@ class _Run:
             )
         if self._asked.gate is not None:
             recipe = replace(recipe, gate=replace(recipe.gate, mode=self._asked.gate))
+        recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
         if recipe.gate.mode == "off":
             return _Result(recipe=recipe, built=self._build(recipe))
         from compress.gate.flow import compress_and_judge

@@ -3,8 +3,8 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (climbing, hashing, waiting, planning, generating, compressing, verifying,
-           publishing, evaluating or restoring), detail; of climbing it is the rung
+    phase  phase (climbing, hashing, waiting, searching, planning, generating, compressing,
+           verifying, publishing, evaluating or restoring), detail; of climbing it is the rung
     layer  item, items, name, seconds_left
     done   recipe, artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes;
            gate where there was one: mode, verdict, refused, line, data_sha256, tokens,
