@@ -10,7 +10,7 @@ from compress.errors import CompressError
 from compress.measure.answers import is_right
 from compress.measure.figures import Evaluation, TaskResult
 from compress.measure.sides import MakeScorer, Timed, open_pair
-from compress.measure.statistics import DocumentSums, compare, kl_estimate, summarise
+from compress.measure.statistics import DocumentSums, compare, entropy, kl_estimate, summarise
 from compress.measure.tasks import Task
 from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
@@ -58,6 +58,7 @@ def evaluate(
             broken=broken,
             quality=None if broken else summarise(sums),
             kl=None if broken else kl_estimate(sums),
+            entropy=entropy(sums),
             tasks=results,
         )
 
