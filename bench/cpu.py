@@ -23,7 +23,6 @@ from bench import cpu_report
 from bench.cpu_engines import OURS, PEERS, Engine, threads
 from bench.cpu_models import SHAPES, artefact, matrix_weights, model
 from bench.cpu_results import Measured, Results
-from bench.cpu_server import measure as measure_server
 from bench.peers.common import Settings
 from bench.serve import commit
 
@@ -33,13 +32,13 @@ RESULTS = Path("bench/results")
 BATCHES = (1, 8, 32)
 
 
-def answer(engine: Engine, s: Settings, peers: Path, limit: float) -> dict[str, object]:
-    """What the engine's process prints.
+def answer(script: list[str], s: Settings, limit: float) -> dict[str, object]:
+    """What a script prints.
 
     Raises ``RuntimeError`` with the end of its output, also where it takes ``limit`` seconds.
     """
     command = [
-        *engine.command(peers),
+        *script,
         *("--model", str(s.model), "--work", str(s.work), "--bits", str(s.bits)),
         *("--threads", str(s.threads), "--prompt", str(s.prompt), "--new", str(s.new)),
         *("--seed", str(s.seed), "--batches", *map(str, s.batches)),
@@ -106,9 +105,11 @@ def repetition(
 def one(engine: Engine, name: str, seed: int, given: argparse.Namespace) -> Measured:
     """One engine's figures of one repetition."""
     s = settings(engine, name, seed, given)
-    measured = Measured.from_answer(answer(engine, s, given.peers_folder, given.limit))
+    script = engine.command(given.peers_folder)
+    measured = Measured.from_answer(answer(script, s, given.limit))
     if engine.recipe:
-        measured.add_served(measure_server(s))
+        script = [sys.executable, "-m", "bench.cpu_server"]
+        measured.add_served(answer(script, s, given.limit))
     return measured
 
 
@@ -140,7 +141,7 @@ def quick(given: argparse.Namespace) -> dict[str, object]:
         raise RuntimeError(results.failures["M"][OURS[0].name])
     found = results.of("M", OURS[0].name)
     ceiling = found.value("dram_gb_s") * 1e9 / matrix_weights(SHAPES["M"])
-    shares = {b: found.value(f"grpc{b}_tps") / found.value(f"served{b}_tps") for b in BATCHES}
+    shares = {b: found.value(f"grpc{b}_share") for b in BATCHES}
     return {
         "commit": results.commit,
         "threads": results.threads,

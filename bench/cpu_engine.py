@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from bench.cpu_server import STREAM_PROMPT
 from bench.kernels import read_gb_s
 from bench.peers.common import (
     CHECK_NEW,
@@ -31,8 +30,6 @@ _DRAM_BYTES = 768 << 20
 _INT8_SHAPE = (PREFILL_TOKENS, 2048, 5632)
 # Steps that are bounded by tokens alone, as the peers' are, so that all sequences soon decode.
 _LOCKSTEP = SchedulerConfig(token_budget=PREFILL_TOKENS, max_gap_s=1e6, speculative_tokens=0)
-# As the server is started.
-_SERVED = SchedulerConfig(speculative_tokens=0)
 
 
 def dram_gb_s(threads: int) -> float:
@@ -100,17 +97,6 @@ def decode(engine: EngineCore, s: Settings) -> dict[str, float]:
     return rates
 
 
-def as_served(engine: EngineCore, s: Settings) -> dict[str, float]:
-    """Tokens/s from the submission to the last token, as ``bench.cpu_server`` takes it."""
-    rates = {}
-    for batch in s.batches:
-        prompts = s.prompts(batch, STREAM_PROMPT, "served")
-        begin = time.perf_counter()
-        generate(engine, prompts, s.new)
-        rates[str(batch)] = batch * s.new / (time.perf_counter() - begin)
-    return rates
-
-
 def measure(s: Settings) -> Answer:
     dram, int8 = dram_gb_s(s.threads), int8_gop_s()
     runner = load(s.model, s.threads)
@@ -119,7 +105,6 @@ def measure(s: Settings) -> Answer:
     times = [prefill_s(engine, prompt) for prompt in s.prompts(4, PREFILL_TOKENS, "prefill")][1:]
     rates = decode(engine, s)
     report = engine.report()
-    served = as_served(EngineCore(runner, _SERVED), s)
     return Answer(
         engine="Venturi",
         version=commit(),
@@ -127,7 +112,6 @@ def measure(s: Settings) -> Answer:
         decode_tps=rates,
         tokens=tokens,
         detail={
-            "as_served_tps": served,
             "dram_gb_s": max(dram, dram_gb_s(s.threads)),
             "int8_gop_s": max(int8, int8_gop_s()),
             "kernels": ", ".join(report.kernels),

@@ -147,8 +147,7 @@ def _served(results: Results) -> Iterator[str]:
             if "pss_bytes" not in m.figures:
                 continue
             shares = [
-                f"{m.value(f'grpc{batch}_tps'):.0f} "
-                f"({m.value(f'grpc{batch}_tps') / m.value(f'served{batch}_tps'):.1%})"
+                f"{m.value(f'grpc{batch}_tps'):.0f} ({m.value(f'grpc{batch}_share'):.1%})"
                 for batch in (1, 8, 32)
             ]
             cpu, pss = m.value("grpc32_client_cpu"), m.value("pss_bytes") / 1e6

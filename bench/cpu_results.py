@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from bench.cpu_server import Served
-
 
 @dataclass(kw_only=True)
 class Measured:
@@ -24,21 +22,19 @@ class Measured:
         detail = dict(line["detail"])
         figures = {"prefill_tps": line["prefill_tps"]}
         figures |= {f"decode{batch}_tps": tps for batch, tps in line["decode_tps"].items()}
-        for batch, tps in detail.pop("as_served_tps", {}).items():
-            figures[f"served{batch}_tps"] = tps
         for name in ("dram_gb_s", "int8_gop_s"):
             if name in detail:
                 figures[name] = detail.pop(name)
         wrapped = {name: [float(value)] for name, value in figures.items()}
         return cls(version=line["version"], detail=detail, tokens=line["tokens"], figures=wrapped)
 
-    def add_served(self, served: Served) -> None:
-        """The same engine through gRPC."""
-        for batch, tps in served.tps.items():
-            self.figures[f"grpc{batch}_tps"] = [tps]
-            self.figures[f"grpc{batch}_client_cpu"] = [served.client_cpu[batch]]
+    def add_served(self, line: dict[str, Any]) -> None:
+        """The same engine through gRPC: a line of ``bench.cpu_server``."""
+        for name in ("tps", "share", "client_cpu"):
+            for batch, value in line[name].items():
+                self.figures[f"grpc{batch}_{name}"] = [value]
         for name in ("pss_bytes", "weight_bytes", "kv_bytes"):
-            self.figures[name] = [float(getattr(served, name))]
+            self.figures[name] = [float(line[name])]
 
     def value(self, name: str) -> float:
         """The median over the repetitions. ``KeyError`` where it was not measured."""

@@ -91,7 +91,7 @@ def _service(model: str, name: str, ours: Measured) -> Iterator[Target]:
     label = f"{model}, {name}"
     if model in "ML":
         for batch in (1, 8, 32):
-            share = ours.value(f"grpc{batch}_tps") / ours.value(f"served{batch}_tps")
+            share = ours.value(f"grpc{batch}_share")
             yield Target(f"{label}: gRPC over the engine, {batch} streams", 0.95, share)
     if model == "M" and name == "Venturi w8a8":
         bound = 1.25 * (ours.value("weight_bytes") + ours.value("kv_bytes")) + 600e6

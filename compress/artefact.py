@@ -27,7 +27,7 @@ from compress.plan import Plan
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.shards import ShardWriter
-from compress.sources import copied_names
+from compress.sources import copied_names, model_hashes
 from compress.steps import linear_steps
 from compress.store import LayerStore
 from compress.written import try_out, verify
@@ -111,6 +111,7 @@ class ArtefactWriter:
             calibration=self.calibration,
             runtime=to_json(runtime),
             files={path.name: path.stat().st_size for path in sorted(self._folder.glob("[!.]*"))},
+            hashes=model_hashes(self._folder),
             measured={
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self._start, 3),

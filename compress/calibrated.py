@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -151,10 +151,18 @@ class CalibratedRun:
             )
 
 
-def read_floating(store: LayerStore, index: int, transposed: frozenset[str]) -> dict[str, Tensor]:
-    """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors."""
+def read_floating(
+    store: LayerStore,
+    index: int,
+    transposed: frozenset[str],
+    only: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors.
+
+    ``only``: the modules that are read; None reads all.
+    """
     found: dict[str, Tensor] = {}
-    for module, tensors in store.modules(index).items():
+    for module, tensors in store.modules(index, only).items():
         if "weight_bitmask" in tensors:
             found[f"{module}.weight"] = sparse.unpack(tensors).dequantize()
         elif "weight_packed" in tensors:

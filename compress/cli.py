@@ -1,41 +1,43 @@
-"""``venturi compress`` and ``venturi evaluate``; ``python -m compress`` is the former.
+"""``venturi compress``, ``evaluate`` and ``export``; ``python -m compress`` is the first.
 
 Exit codes: 0 done, 2 something the user can mend (one line ``venturi: ...`` says what),
 3 refused by the gate, 130 interrupted.
 """
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from compress.auto.resolve import resolve_auto
 from compress.cache import Built, compress_cached, default_cache_dir
-from compress.errors import CompressError, writing
-from compress.gate.config import MODES, Gate, Mode
+from compress.errors import CompressError
+from compress.exits import REFUSED, exit_codes
+from compress.gate.cli import evaluate_command
+from compress.gate.config import MODES, Mode
 from compress.memory import rss_anon_bytes
 from compress.progress import Progress, make_progress
 from compress.recipe import Recipe, resolve
-from compress.sources import MANIFEST_NAME
-from engine.client.files import read_optional_json
-from engine.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    from compress.gate.judging import Judge
     from compress.gate.report import Report
 
-USER_ERROR = 2
-REFUSED = 3
-INTERRUPTED = 130
+__all__ = ["compress_command", "evaluate_command", "export_command"]
 
 
 @click.command("compress")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--recipe", default="w8a8", show_default=True, help="Preset, or path of a YAML file.")
+@click.option("--recipe", help="Preset (default w8a8), or path of a YAML file.")
+@click.option(
+    "--scale",
+    is_flag=True,
+    help="In place of a recipe: the smallest of w8a16, w8a8, w4a8 and sparse50-w8a8, in this "
+    "order, before the first that does not pass the gate.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the artefact; else the cache has it."
 )
@@ -62,47 +64,19 @@ INTERRUPTED = 130
     default="auto",
     help="KV cache that will serve, for the gate.",
 )
-def compress_command(
-    model: Path,
-    recipe: str,
-    out: Path | None,
-    cache_dir: Path | None,
-    refuse_slow: bool,
-    mode: str,
-    gate: Mode | None,
-    kv_dtype: str,
-) -> None:
+def compress_command(mode: str, **options: Any) -> None:
     """Compress the Hugging Face folder MODEL.
 
-    The artefact's path is the last line on stdout.
+    The artefact's path is the last line on stdout. Exit code 3: refused by the gate.
     """
-    if out is not None and cache_dir is not None:
-        raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
-    progress = make_progress(mode)
-    builds: list[Built] = []
-
-    def build(one: Recipe) -> Built:
-        builds.append(_build(one, model, out, cache_dir, progress))
-        return builds[-1]
-
-    with _exit_codes(progress, builds):
+    asked = _Asked(**options)
+    asked.check()
+    run = _Run(asked, make_progress(mode))
+    with exit_codes(run.progress, run.kept):
         start = time.perf_counter()
-        resolved = resolve(recipe)
-        if refuse_slow and (slow := resolved.slow_schemes):
-            raise CompressError(
-                f"{', '.join(slow)} has no fast kernel on this machine: serve it with "
-                "--allow-slow, or another recipe, such as w8a8"
-            )
-        if gate is not None:
-            resolved = replace(resolved, gate=replace(resolved.gate, mode=gate))
-        report = None
-        if resolved.gate.mode == "off":
-            build(resolved)
-        else:
-            report = _gated(resolved, model, cache_dir, kv_dtype, build, progress)
-        seconds = round(time.perf_counter() - start, 3)
-        progress.done({**_done(builds), "seconds": seconds, **_verdict(report)})
-    if report is not None and report.refused:
+        result = run.climbed() if asked.scale else run.compressed()
+        run.progress.done(run.event(result, time.perf_counter() - start))
+    if result.report is not None and result.report.refused:
         sys.exit(REFUSED)
 
 
@@ -115,148 +89,133 @@ def export_command(artefact: Path, out: Path) -> None:
     The new folder's path is the last line on stdout.
     """
     progress = make_progress("auto")
-    with _exit_codes(progress):
+    with exit_codes(progress, lambda: "nothing was written"):
         from compress.export import export
 
         export(artefact, out, progress)
     click.echo(out.resolve())
 
 
-@click.command("evaluate")
-@click.argument("artefact", type=click.Path(path_type=Path))
-@click.option(
-    "--against", "original", required=True, type=click.Path(path_type=Path), help="The original."
-)
-@click.option(
-    "--data", multiple=True, type=click.Path(path_type=Path), help="Text file; may be repeated."
-)
-@click.option(
-    "--task",
-    "tasks",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="JSON lines of minimal pairs or multiple choice; may be repeated.",
-)
-@click.option("--documents", type=click.IntRange(min=1), help="Use so many documents at most.")
-@click.option("--window", type=click.IntRange(min=2), default=256, show_default=True)
-@click.option("--kv-dtype", type=click.Choice(["auto", "int8", "fp32"]), default="auto")
-@click.option("--speed", is_flag=True, help="Measure generating at batch 1, 8 and 32 too.")
-@click.option(
-    "--max-kl",
-    type=click.FloatRange(min=0, min_open=True),
-    default=Gate().max_kl,
-    show_default=True,
-    help="Limit of the KL in nats per token.",
-)
-@click.option(
-    "--max-drop",
-    type=click.FloatRange(0, 1),
-    default=Gate().max_drop,
-    show_default=True,
-    help="Limit of the accuracy lost on a task, as a share.",
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures there.")
-@click.option("--report", "page", type=click.Path(path_type=Path), help="Write an HTML page there.")
-def evaluate_command(
-    artefact: Path,
-    original: Path,
-    max_kl: float,
-    max_drop: float,
-    json_file: Path | None,
-    page: Path | None,
-    **options: Any,
-) -> None:
-    """Compare the folder ARTEFACT with its original, and judge what was lost.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The options; ``recipe`` None is the default."""
 
-    Documents in a data file are separated by NUL, or are the "text" of JSON lines; a text file of
-    a single document is cut into windows. Without --data the original writes the text.
-    """
-    progress = make_progress("auto")
-    with _exit_codes(progress):
-        from rich.console import Console
+    model: Path
+    recipe: str | None
+    scale: bool
+    out: Path | None
+    cache_dir: Path | None
+    refuse_slow: bool
+    gate: Mode | None
+    kv_dtype: str
 
-        from compress.gate.evaluation_command import Asked, evaluate_folder
-        from compress.gate.page import make_page
-        from compress.measure.table import make_table
+    def check(self) -> None:
+        """Raises ``UsageError`` for what does not go together."""
+        if self.out is not None and self.cache_dir is not None:
+            raise click.UsageError("--out writes outside of the cache: leave --cache-dir out")
+        if not self.scale:
+            return
+        if self.recipe is not None:
+            raise click.UsageError("--scale tries recipes of its own: leave --recipe out")
+        if self.out is not None:
+            raise click.UsageError("--scale tries several recipes, in the cache: leave --out out")
+        if self.gate not in (None, "enforce"):
+            raise click.UsageError(f"--scale needs the gate: leave --gate {self.gate} out")
 
-        limits = Gate(max_kl=max_kl, max_drop=max_drop)
-        asked = Asked(artefact=artefact, original=original, limits=limits, **options)
-        report = evaluate_folder(asked, progress)
-        Console().print(make_table(report.evaluation))
-        print(report.line())
-        if json_file is not None:
-            verdict = {"outcome": report.verdict.outcome.value, "line": report.line()}
-            figures = {**asdict(report.evaluation), "verdict": verdict}
-            text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
-            with writing(json_file, "name another file with --json"):
-                json_file.write_text(text, encoding="utf-8")
-        if page is not None:
-            text = make_page(report, read_optional_json(artefact / MANIFEST_NAME))
-            with writing(page, "name another file with --report"):
-                page.write_text(text, encoding="utf-8")
+    @property
+    def cache(self) -> Path:
+        return (self.cache_dir or default_cache_dir()).resolve()
 
 
-@contextmanager
-def _exit_codes(progress: Progress, builds: Sequence[Built] = ()) -> Iterator[None]:
-    """``builds`` are the artefacts that exist by now."""
-    try:
-        yield
-    except (CompressError, ModelLoadError) as error:
-        progress.error(" ".join(str(error).split()))
-        sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        left = f"{builds[-1].artefact} is there, not judged" if builds else "nothing was written"
-        progress.error(f"interrupted, {left}")
-        sys.exit(INTERRUPTED)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    """What is served; ``line`` is the verdict's, "" without a gate."""
+
+    recipe: Recipe
+    built: Built
+    report: "Report | None" = None
+    line: str = ""
 
 
-def _build(
-    recipe: Recipe, model: Path, out: Path | None, cache_dir: Path | None, progress: Progress
-) -> Built:
-    if out is None:
-        return compress_cached(recipe, model, cache_dir or default_cache_dir(), progress)
-    from compress.pipeline import compress
+class _Run:
+    """One command; ``builds`` are the artefacts that exist by now."""
 
-    manifest = compress(recipe, model, out, progress=progress)
-    return Built(out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+    def __init__(self, asked: _Asked, progress: Progress) -> None:
+        self.progress = progress
+        self._asked = asked
+        self._builds: list[Built] = []
 
+    def compressed(self) -> _Result:
+        """By one recipe, whose gate may judge it."""
+        recipe = resolve(self._asked.recipe or "w8a8")
+        if self._asked.refuse_slow and (slow := recipe.slow_schemes):
+            raise CompressError(
+                f"{', '.join(slow)} has no fast kernel on this machine: serve it with "
+                "--allow-slow, or another recipe, such as w8a8"
+            )
+        if self._asked.gate is not None:
+            recipe = replace(recipe, gate=replace(recipe.gate, mode=self._asked.gate))
+        recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
+        if recipe.gate.mode == "off":
+            return _Result(recipe=recipe, built=self._build(recipe))
+        from compress.gate.flow import compress_and_judge
 
-def _gated(
-    recipe: Recipe,
-    model: Path,
-    cache_dir: Path | None,
-    kv_dtype: str,
-    build: Callable[[Recipe], Built],
-    progress: Progress,
-) -> "Report":
-    from compress.gate.flow import compress_and_judge
-    from compress.gate.judging import Judge
+        built, report = compress_and_judge(recipe, self._build, self._judge(recipe))
+        return _Result(recipe=recipe, built=built, report=report, line=report.line())
 
-    judge = Judge(
-        original=model,
-        gate=recipe.gate,
-        seed=recipe.seed,
-        kv_dtype=kv_dtype,
-        cache_dir=(cache_dir or default_cache_dir()).resolve(),
-        progress=progress,
-    )
-    return compress_and_judge(recipe, build, judge)[1]
+    def climbed(self) -> _Result:
+        """By the last recipe that the gate lets pass."""
+        from compress.gate.scale import climb
 
+        found = climb(self._build, self._judge, self.progress)
+        line = f"--scale {found.line}"
+        return _Result(recipe=found.recipe, built=found.built, report=found.report, line=line)
 
-def _done(builds: Sequence[Built]) -> dict[str, object]:
-    """Fields of the ``done`` event: the last is served, any of them may have compressed."""
-    memory = rss_anon_bytes()
-    measured = next((one.measured for one in reversed(builds) if not one.cached), {})
-    return {
-        "artefact": str(builds[-1].artefact),
-        "key": builds[-1].key,
-        "cached": all(one.cached for one in builds),
-        **{
-            name: measured.get(name, memory)
-            for name in ("peak_rss_anon_bytes", "baseline_rss_anon_bytes")
-        },
-    }
+    def kept(self) -> str:
+        """What an interrupted run leaves."""
+        if not self._builds:
+            return "nothing was written"
+        return f"{self._builds[-1].artefact} is there, not judged"
 
+    def event(self, result: _Result, seconds: float) -> dict[str, object]:
+        """Fields of the ``done`` event; any of the builds may have compressed."""
+        memory = rss_anon_bytes()
+        measured = next((one.measured for one in reversed(self._builds) if not one.cached), {})
+        gate = {} if result.report is None else {**result.report.event(), "line": result.line}
+        return {
+            "recipe": result.recipe.name,
+            "artefact": str(result.built.artefact),
+            "key": result.built.key,
+            "cached": all(one.cached for one in self._builds),
+            **{
+                name: measured.get(name, memory)
+                for name in ("peak_rss_anon_bytes", "baseline_rss_anon_bytes")
+            },
+            "seconds": round(seconds, 3),
+            **({"gate": gate} if gate else {}),
+        }
 
-def _verdict(report: "Report | None") -> dict[str, object]:
-    return {} if report is None else {"gate": report.event()}
+    def _build(self, recipe: Recipe) -> Built:
+        self._builds.append(self._built(recipe))
+        return self._builds[-1]
+
+    def _built(self, recipe: Recipe) -> Built:
+        asked = self._asked
+        if asked.out is None:
+            return compress_cached(recipe, asked.model, asked.cache, self.progress)
+        from compress.pipeline import compress
+
+        manifest = compress(recipe, asked.model, asked.out, progress=self.progress)
+        return Built(asked.out.resolve(), manifest.key, cached=False, measured=manifest.measured)
+
+    def _judge(self, recipe: Recipe) -> "Judge":
+        from compress.gate.judging import Judge
+
+        return Judge(
+            original=self._asked.model,
+            gate=recipe.gate,
+            seed=recipe.seed,
+            kv_dtype=self._asked.kv_dtype,
+            cache_dir=self._asked.cache,
+            progress=self.progress,
+        )

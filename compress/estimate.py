@@ -104,7 +104,7 @@ def rounding_seconds(
             continue
         # Rounded, and unpacked again when the model is tried.
         seconds += 2 * rounding[treatment.scheme_key] * math.prod(info.shape)
-    written = plan.out_bytes * (2 * speed.digest + speed.write)
+    written = plan.out_bytes * (3 * speed.digest + speed.write)
     return seconds + kept * speed.digest + written
 
 

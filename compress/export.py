@@ -15,7 +15,7 @@ from compress.artefact import SHARD_BYTES
 from compress.errors import CompressError, writing
 from compress.progress import Progress
 from compress.shards import ShardWriter
-from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, copied_names
+from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, copied_names, model_hashes
 from compress.staging import check_replaceable, publish, staging_folder
 from compress.written import try_out, verify
 from engine.formats import int_quantized, pack_quantized, sparse
@@ -130,4 +130,4 @@ def _manifest(artefact: Path, folder: Path, nbytes: Mapping[str, int]) -> dict[s
     totals |= {"effective_bits_per_weight": round(bits, 4), "bytes": totals["bytes"] + added}
     key = hashlib.sha256(f"{manifest['key']} with explicit zeros".encode()).hexdigest()
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*"))}
-    return manifest | {"key": key, "files": files}
+    return manifest | {"key": key, "files": files, "hashes": model_hashes(folder)}

@@ -44,8 +44,8 @@ class Manifest:
     """Everything but ``measured`` is a function of the sources, the recipe and the versions.
 
     ``summary`` counts layers by the method that was kept and by damping. ``files`` are the
-    other files of the folder and their sizes in bytes; ``measured`` holds times (seconds, a UTC
-    time stamp) and memory (bytes).
+    other files of the folder and their sizes in bytes, ``hashes`` the sha256 of those that tokens
+    or logits depend on; ``measured`` holds times (seconds, a UTC time stamp) and memory (bytes).
     """
 
     key: str
@@ -58,6 +58,7 @@ class Manifest:
     calibration: Mapping[str, Any] | None
     runtime: Mapping[str, str]
     files: Mapping[str, int]
+    hashes: Mapping[str, str]
     measured: Mapping[str, Any] = field(compare=False)
 
     def write(self, folder: Path) -> None:

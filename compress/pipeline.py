@@ -1,6 +1,7 @@
 """The whole job: a model folder and a recipe become a published artefact."""
 
 import json
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from compress import preflight
 from compress.artefact import ArtefactWriter
+from compress.auto.resolve import resolve_auto
 from compress.calibrated import CalibratedRun, calibration_record
 from compress.errors import writing
 from compress.generated import threads
@@ -44,6 +46,8 @@ def compress(
     """
     progress = progress or NoProgress()
     recipe = resolve(recipe) if isinstance(recipe, str) else recipe
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = resolve_auto(recipe, Path(model_dir), Path(folder), progress)
     job = Job.prepare(recipe, Path(model_dir), HashMemo(None), progress)
     check_replaceable(Path(out_dir))
     return run(job, Path(out_dir), progress, remedy="name another folder with --out")

@@ -3,11 +3,11 @@
 With ``--progress json`` stdout has one JSON object a line, each with ``event`` and ``time_ns``
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
-    phase  phase (hashing, waiting, planning, generating, compressing, verifying,
-           publishing, evaluating or restoring), detail
+    phase  phase (climbing, hashing, waiting, searching, planning, generating, compressing,
+           verifying, publishing, evaluating or restoring), detail; of climbing it is the rung
     layer  item, items, name, seconds_left
-    done   artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes; gate
-           where there was one: mode, verdict, refused, line, data_sha256, tokens,
+    done   recipe, artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes;
+           gate where there was one: mode, verdict, refused, line, data_sha256, tokens,
            mean_kl_nats, perplexity, original_perplexity, restored
     error  message
 """

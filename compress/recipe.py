@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from compress.auto.config import Auto, Frontier
 from compress.errors import CompressError
 from compress.gate.config import Gate
 from compress.recipe_nodes import suggest
@@ -87,7 +88,8 @@ class Recipe:
     """A resolved recipe. ``name`` is the preset's or the file's and changes nothing.
 
     ``head`` int8 is quantised when the engine loads the artefact, which keeps the original
-    dtype. ``calibration`` is None where no modifier needs any.
+    dtype. ``calibration`` is None where no modifier needs any. ``auto`` chose the modifiers on
+    ``frontier``; until it has, there are none.
     """
 
     name: str = field(compare=False)
@@ -98,6 +100,8 @@ class Recipe:
     kv_cache: KvCache
     calibration: Calibration | None = None
     gate: Gate
+    auto: Auto | None = None
+    frontier: Frontier | None = None
 
     def canonical_json(self) -> str:
         """The same text for the same artefact: keys sorted; without the name and the gate."""
@@ -105,6 +109,8 @@ class Recipe:
         del fields["name"], fields["gate"]
         if self.calibration is not None:  # what the files hold is part of the key, not their names
             del fields["calibration"]["paths"]
+        if self.auto is None:
+            del fields["auto"], fields["frontier"]
         fields["modifiers"] = [
             {key: value for key, value in modifier.items() if value is not None}
             for modifier in fields["modifiers"]
@@ -115,6 +121,8 @@ class Recipe:
     def activations(self) -> Literal["int8", "float"]:
         """What multiplies packed weights; all schemes of a recipe agree on it."""
         found = {SCHEMES[m.scheme][1] for m in self.modifiers if m.scheme is not None}
+        if self.auto is not None:
+            return "int8"
         return "int8" if "int8" in found and "float" not in found else "float"
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from yaml.nodes import Node, SequenceNode
 
+from compress.auto.reader import read_auto
 from compress.gate.reader import read_gate
 from compress.methods import METHODS, OWL_SHIFT, PLANNED_METHODS
 from compress.recipe import (
@@ -23,7 +24,7 @@ from compress.targets import pattern_error
 
 _GROUP_SIZE = 32
 _ALLOCATIONS = ("uniform", "owl")
-_KEYS = ("version", "seed", "calibration", "head", "modifiers", "kv_cache", "gate")
+_KEYS = ("version", "seed", "calibration", "head", "modifiers", "auto", "kv_cache", "gate")
 
 
 def read(path: Path) -> Recipe:
@@ -41,28 +42,34 @@ class _Reader:
         version = self._needed(root, fields, "version")
         if self.nodes.integer(version, "version") != 1:
             self.nodes.fail(version, "this program reads recipes of version 1")
-        modifiers = self._modifiers(self._needed(root, fields, "modifiers"))
+        if "auto" in fields and "modifiers" in fields:
+            self.nodes.fail(fields["modifiers"], "auto chooses the modifiers: remove one of both")
+        auto = read_auto(self.nodes, fields["auto"]) if "auto" in fields else None
+        modifiers = () if auto else self._modifiers(self._needed(root, fields, "modifiers"))
+        calibrated = auto is not None or any(METHODS[one.type].calibrated for one in modifiers)
         return Recipe(
             name=self.nodes.path.stem,
             version=1,
             seed=self.nodes.integer(fields["seed"], "seed") if "seed" in fields else 0,
-            head=self._head(fields.get("head"), modifiers),
+            head=self._head(fields.get("head"), modifiers, auto=auto is not None),
             modifiers=modifiers,
             kv_cache=self._kv_cache(fields.get("kv_cache")),
-            calibration=self._calibration(fields.get("calibration"), modifiers),
+            calibration=self._calibration(fields.get("calibration"), needed=calibrated),
             gate=read_gate(self.nodes, fields.get("gate")),
+            auto=auto,
         )
 
-    def _head(self, node: Node | None, modifiers: tuple[Modifier, ...]) -> Literal["int8", "keep"]:
+    def _head(
+        self, node: Node | None, modifiers: tuple[Modifier, ...], *, auto: bool
+    ) -> Literal["int8", "keep"]:
+        if node is None and auto:
+            return "int8"
         if node is None:
             schemes = [SCHEMES[m.scheme] for m in modifiers if m.scheme is not None]
             return "int8" if any(activations == "int8" for _, activations in schemes) else "keep"
         return cast(Literal["int8", "keep"], self.nodes.choice(node, "head", ("int8", "keep")))
 
-    def _calibration(
-        self, node: Node | None, modifiers: tuple[Modifier, ...]
-    ) -> Calibration | None:
-        needed = any(METHODS[modifier.type].calibrated for modifier in modifiers)
+    def _calibration(self, node: Node | None, *, needed: bool) -> Calibration | None:
         if node is not None and not needed:
             self.nodes.fail(node, "no modifier here uses calibration: remove it")
         if node is None:

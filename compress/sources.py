@@ -94,6 +94,17 @@ def hash_sources(folder: Path, memo: HashMemo) -> Sources:
     return Sources(folder, hashes, stamps)
 
 
+def is_model_file(name: str) -> bool:
+    """Whether tokens or logits depend on the file."""
+    return name.endswith(".safetensors") or name in ("config.json", "tokenizer.json")
+
+
+def model_hashes(folder: Path) -> dict[str, str]:
+    """Of the model files, read anew. Raises ``CompressError``."""
+    found = hash_sources(folder, HashMemo(None)).hashes
+    return {name: digest for name, digest in found.items() if is_model_file(name)}
+
+
 def copied_names(folder: Path) -> list[str]:
     """Files that go into the artefact as they are: tokenizer, template, licence and such."""
     return sorted(

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -72,12 +72,19 @@ class LayerStore:
             tensor: Tensor = file.get_tensor(name)
             return tensor.clone()
 
-    def modules(self, index: int) -> dict[str, dict[str, Tensor]]:
-        """A finished layer's tensors, by module and then by what follows its name."""
+    def modules(
+        self, index: int, only: Collection[str] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """A finished layer's tensors, by module and then by what follows its name.
+
+        ``only``: the modules that are read; None reads all.
+        """
         found: dict[str, dict[str, Tensor]] = {}
         with safe_open(self._path(index), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 module, _, suffix = name.rpartition(".")
+                if only is not None and module not in only:
+                    continue
                 found.setdefault(module, {})[suffix] = file.get_tensor(name).clone()
         return found
 

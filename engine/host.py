@@ -1,20 +1,20 @@
-"""An engine process: `python -m engine.host SOCKET PARENT CONFIG`, started by the front end.
+"""An engine process: `python -m engine.host DESCRIPTOR CONFIG`, started by the front end.
 
-Speaks MessagePack over a Unix socket that only this user can open. Ends with its parent.
+Speaks MessagePack over the socket that it inherits as DESCRIPTOR, and ends when the other end is
+closed, if only because the front end was killed.
 """
 
 import logging
 import os
+import select
 import signal
+import socket
 import sys
-from contextlib import suppress
-from pathlib import Path
-
-import zmq
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ModelLoadError
+from engine.frames import Frames, frame
 from engine.loop import run_loop
 from engine.messages import (
     FromEngine,
@@ -28,55 +28,62 @@ from engine.messages import (
     encode,
 )
 
-_IDLE_POLL_MS = 1000
+_READ_BYTES = 1 << 16
 
 
-def main(address: str, parent: int, config: EngineConfig) -> int:
+class FrontEnd:
+    """The engine's side of the connection. Owns the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._frames = Frames()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+
+    def send(self, message: FromEngine) -> None:
+        """Ends the process where nobody is there any more."""
+        try:
+            self._connection.sendall(frame(encode(message)))
+        except (BrokenPipeError, ConnectionResetError):
+            sys.exit(0)
+
+    def receive(self, wait: bool) -> list[ToEngine]:
+        """What has arrived; with ``wait`` at least one message. ``Shutdown`` at the other's end."""
+        messages: list[ToEngine] = []
+        while self._poll.poll(None if wait and not messages else 0):
+            try:
+                data = self._connection.recv(_READ_BYTES)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return [Shutdown()]
+            messages += map(decode_to_engine, self._frames.feed(data))
+        return messages
+
+
+def main(descriptor: int, config: EngineConfig) -> int:
     """Loads, serves, and returns the process's exit code."""
     # The terminal's Ctrl-C goes to the front end, which drains and then says Shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.connect(address)
-
-    def send(message: FromEngine) -> None:
-        socket.send(encode(message))
-
-    def receive(wait: bool) -> list[ToEngine]:
-        if os.getppid() != parent:
-            return [Shutdown()]
-        if wait:
-            socket.poll(_IDLE_POLL_MS)
-        messages: list[ToEngine] = []
-        while socket.poll(0):
-            messages.append(decode_to_engine(socket.recv()))
-        return messages
-
-    try:
+    os.set_inheritable(descriptor, False)
+    with socket.socket(fileno=descriptor) as connection:
+        front_end = FrontEnd(connection)
         name = config.model_dir.name
-        core = EngineCore.from_config(config, lambda item, items: send(Loading(item, items, name)))
-        send(Ready(core.report()))
-        run_loop(core, receive, send)
-    except ModelLoadError as error:
-        send(LoadFailed(str(error)))
-        return 2
-    finally:
-        if os.getppid() != parent:
-            _clear_up(Path(address.removeprefix("ipc://")))
+        try:
+            core = EngineCore.from_config(
+                config, lambda item, items: front_end.send(Loading(item, items, name))
+            )
+            front_end.send(Ready(core.report()))
+            run_loop(core, front_end.receive, front_end.send)
+        except ModelLoadError as error:
+            front_end.send(LoadFailed(str(error)))
+            return 2
     return 0
 
 
-def _clear_up(socket: Path) -> None:
-    """For a parent that was killed: its socket, and the folder if nothing else is in it."""
-    with suppress(OSError):
-        socket.unlink(missing_ok=True)
-        socket.parent.rmdir()
-
-
 if __name__ == "__main__":
-    wanted = decode_config(sys.argv[3])
+    wanted = decode_config(sys.argv[2])
     logging.basicConfig(
         format="venturi: %(levelname)s %(name)s: %(message)s", level=wanted.log_level.upper()
     )
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), wanted))
+    sys.exit(main(int(sys.argv[1]), wanted))

@@ -35,6 +35,12 @@ def main() -> None:
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("--recipe", metavar="PRESET|FILE", help="w8a8 (default), a YAML file, or none.")
 @click.option(
+    "--scale",
+    is_flag=True,
+    default=None,
+    help="In place of a recipe: w8a16, then w8a8, w4a8, sparse50-w8a8, as far as the gate passes.",
+)
+@click.option(
     "--allow-slow",
     is_flag=True,
     default=None,
@@ -44,6 +50,11 @@ def main() -> None:
     "--gate",
     type=click.Choice(["off", "warn", "enforce"]),
     help="What a model that lost too much is: served, served with a warning, or refused.",
+)
+@click.option(
+    "--original",
+    type=click.Path(path_type=Path),
+    help="What a MODEL that is compressed already was made of.",
 )
 @click.option(
     "--fallback",

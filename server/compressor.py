@@ -1,4 +1,4 @@
-"""Runs `python -m compress` as a child process and follows its JSON lines."""
+"""Runs `python -m compress`, or `compress.gate`, as a child process and follows its JSON lines."""
 
 import asyncio
 import json
@@ -19,10 +19,15 @@ class CompressionFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What to compress and how to judge it; ``gate`` None leaves the recipe's mode."""
+    """What to compress and how to judge it; ``gate`` None leaves the recipe's mode.
+
+    ``scale`` looks for the recipe. With ``original`` the model is compressed already, and judged.
+    """
 
     model: Path
+    original: Path | None
     recipe: str
+    scale: bool
     cache_dir: Path | None
     gate: str | None
     kv_dtype: str
@@ -30,21 +35,28 @@ class Wanted:
 
     @property
     def arguments(self) -> list[str]:
-        """Of the child."""
-        found = [str(self.model), "--recipe", self.recipe, "--kv-dtype", self.kv_dtype]
+        """Of the child: a module and its own."""
+        found = [str(self.model), "--kv-dtype", self.kv_dtype]
         if self.cache_dir is not None:
             found += ["--cache-dir", str(self.cache_dir)]
         if self.gate is not None:
             found += ["--gate", self.gate]
+        if self.original is not None:
+            return ["compress.gate", *found, "--original", str(self.original)]
+        found += ["--scale"] if self.scale else ["--recipe", self.recipe]
         if not self.allow_slow:
             found.append("--refuse-slow")
-        return found
+        return ["compress", *found, "--progress", "json"]
 
 
 @dataclass(slots=True)
 class Compression:
-    """A finished run. ``phases`` are (name, begin, end) in Unix nanoseconds."""
+    """A finished run; ``recipe`` "" where none was compressed by.
 
+    ``phases`` are (name, begin, end) in Unix nanoseconds.
+    """
+
+    recipe: str
     artefact: Path
     cached: bool
     phases: list[tuple[str, int, int]] = field(default_factory=list)
@@ -57,10 +69,11 @@ async def compress(wanted: Wanted, report: Callable[[Progress], None]) -> Compre
     So does a recipe that this machine can only evaluate, unless ``allow_slow``. A cancelled call
     ends the child, which leaves nothing half-written.
     """
-    arguments = ["-P", "-m", "compress", *wanted.arguments, "--progress", "json"]
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        *arguments,
+        "-P",
+        "-m",
+        *wanted.arguments,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -85,20 +98,22 @@ async def _follow(
     lines: asyncio.StreamReader, report: Callable[[Progress], None]
 ) -> Compression | None:
     phases: list[tuple[str, int]] = []
-    phase = pb.PHASE_COMPRESSING
+    phase, rung = pb.PHASE_COMPRESSING, ""
     async for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
             raise CompressionFailed(f"compress printed {line[:80]!r} in place of JSON") from None
         match event["event"]:
+            case "phase" if event["phase"] == "climbing":
+                phase, rung = pb.PHASE_COMPRESSING, f"{event['detail']}: "
             case "phase":
                 phases.append((event["phase"], event["time_ns"]))
                 judging = phase == pb.PHASE_EVALUATING or event["phase"] == "evaluating"
                 phase = pb.PHASE_EVALUATING if judging else pb.PHASE_COMPRESSING
-                report(Progress(phase=phase, detail=event["phase"]))
+                report(Progress(phase=phase, detail=rung + event["phase"]))
             case "layer":
-                report(_layer(phase, event))
+                report(_layer(phase, rung, event))
             case "error":
                 raise CompressionFailed(event["message"])
             case "done":
@@ -107,15 +122,16 @@ async def _follow(
                     (name, begin, end) for (name, begin), end in zip(phases, ends, strict=True)
                 ]
                 gate = GateResult.from_event(event["gate"]) if "gate" in event else None
-                return Compression(Path(event["artefact"]), event["cached"], spans, gate)
+                artefact = Path(event["artefact"])
+                return Compression(event["recipe"], artefact, event["cached"], spans, gate)
     return None
 
 
-def _layer(phase: pb.Phase, event: dict[str, object]) -> Progress:
+def _layer(phase: pb.Phase, rung: str, event: dict[str, object]) -> Progress:
     left = event.get("seconds_left")
     return Progress(
         phase=phase,
-        detail=str(event["name"]),
+        detail=f"{rung}{event['name']}",
         item=int(str(event["item"])),
         items=int(str(event["items"])),
         seconds_left=None if left is None else float(str(left)),

@@ -77,9 +77,11 @@ class ServerConfig(BaseSettings):
     model: Path = EMBEDDED_MODEL
     name: str = ""
     recipe: str = "w8a8"
+    scale: bool = False
     allow_slow: bool = False
     cache_dir: Path | None = None
     gate: Literal["off", "warn", "enforce"] | None = None
+    original: Path | None = None
     host: str = "127.0.0.1"
     port: Port = DEFAULT_PORT
     kv_dtype: Literal["auto", "int8", "fp32"] = "auto"
@@ -117,6 +119,26 @@ class ServerConfig(BaseSettings):
             raise ValueError("--max-sequences must not be above --token-budget")
         return self
 
+    @model_validator(mode="after")
+    def _scale_has_recipes_and_a_gate(self) -> "ServerConfig":
+        if self.scale and "recipe" in self.model_fields_set:
+            raise ValueError("--scale tries recipes of its own: leave --recipe out")
+        if self.scale and self.gate not in (None, "enforce"):
+            raise ValueError(f"--scale needs the gate: leave --gate {self.gate} out")
+        return self
+
+    @model_validator(mode="after")
+    def _original_is_for_something(self) -> "ServerConfig":
+        gated = self.gate in ("warn", "enforce")
+        if self.original is not None and not gated and self.fallback == "off":
+            raise ValueError("--original is what --gate and --fallback need: add one of them")
+        return self
+
+    @property
+    def original_folder(self) -> Path:
+        """Of what is compressed, now or already; the model's own where nobody said."""
+        return self.model if self.original is None else self.original
+
     @property
     def served_name(self) -> str:
         """Name under which clients ask for the model."""
@@ -124,7 +146,12 @@ class ServerConfig(BaseSettings):
 
     @property
     def variant(self) -> str:
-        """Name of what the recipe makes of it, or of the recipe that made the folder."""
+        """Name of what the recipe makes of it, or of the recipe that made the folder.
+
+        With ``scale`` that of the recipe which is found, once it is.
+        """
+        if self.scale:
+            return "scale"
         own = made_by(self.model)
         if own is not None and self.serves_as_it_is:
             return own
@@ -138,7 +165,7 @@ class ServerConfig(BaseSettings):
         """
         own = made_by(self.model)
         wanted = "recipe" in self.model_fields_set and self.recipe != own
-        return self.recipe == NO_RECIPE or (own is not None and not wanted)
+        return self.recipe == NO_RECIPE or (own is not None and not wanted and not self.scale)
 
     @property
     def serves_reflection(self) -> bool:

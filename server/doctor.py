@@ -17,7 +17,7 @@ from server import __version__
 from server.config import EMBEDDED_MODEL, ConfigError, load_config
 from server.telemetry import ENDPOINTS
 
-_PACKAGES = ("torch", "grpcio", "protobuf", "tokenizers", "safetensors", "pyzmq", "uvloop")
+_PACKAGES = ("torch", "grpcio", "protobuf", "tokenizers", "safetensors", "uvloop")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_vbmi2", "avx512_bf16", "amx_int8")
 # (what, finding, whether it is all right)
 Row = tuple[str, str, bool]

@@ -32,7 +32,7 @@ def watch_over(
         why = f"falling back from {serving.variant} to the original: {line}"
         serving.fallback = Fallback(variant=serving.variant, reason=line)
         serving.variant, serving.gate = ORIGINAL, None
-        serving.provenance = Provenance.from_folder(config.model)
+        serving.provenance = Provenance.from_folder(config.original_folder)
         _watch(config, serving, engine, reference)
         engine.replace(make_original, why)
 

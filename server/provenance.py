@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.client.files import read_optional_json
+from engine.errors import ModelLoadError
 from server.monitoring import EntropyReference
 from venturi.v1 import model_pb2 as pb
 
@@ -21,6 +22,16 @@ class Provenance:
     def from_folder(cls, folder: Path) -> "Provenance":
         """Reads the manifest where there is one. Raises ``ModelLoadError``."""
         return cls(read_optional_json(folder / "venturi.json"))
+
+    def check_sizes(self, folder: Path) -> None:
+        """Raises ``ModelLoadError`` where weights have another size than they were written with."""
+        for name, size in self._object("files").items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else 0
+            if name.endswith(".safetensors") and found != size:
+                raise ModelLoadError(
+                    f"{path} has {found} bytes, not {size} as when it was written: compress again"
+                )
 
     def to_proto(self, checkpoint_format: str) -> pb.Provenance:
         """The contract's message; empty fields are unknown for an original model."""

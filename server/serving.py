@@ -118,7 +118,8 @@ class Serving:
         """The engine is loaded: requests may come, and its state is ours from now on."""
         self.engine, self._generator = generator.engine, generator
         generator.engine.on_change = self._follow_engine
-        self.report(Progress(phase=pb.PHASE_READY))
+        verdict = "" if self.gate is None else self.gate.line
+        self.report(Progress(phase=pb.PHASE_READY, detail=verdict))
 
     async def progress(self) -> AsyncIterator[Progress]:
         """The present state, then each change, until ready or failed."""

@@ -20,7 +20,7 @@ from engine.config import (
 )
 from engine.messages import Loading
 from server.compressor import Compression, CompressionFailed, Wanted, compress
-from server.config import ServerConfig
+from server.config import ServerConfig, made_by
 from server.fallback import watch_over
 from server.provenance import Provenance
 from server.quality import Refused
@@ -49,12 +49,13 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
         tokenizer = Tokenizer.from_folder(folder)
         defaults = GenerationDefaults.from_folder(folder)
         serving.provenance = Provenance.from_folder(folder)
+        serving.provenance.check_sizes(folder)
         serving.report(Progress(phase=pb.PHASE_LOADING))
         serving.engine = engine = EngineClient(
             lambda: ProcessTransport(engine_config(config, folder))
         )
         engine.on_loading = lambda message: serving.report(_loading(message))
-        original = engine_config(config, config.model)
+        original = engine_config(config, config.original_folder)
         watch_over(config, serving, engine, lambda: ProcessTransport(original))
         await engine.start()
         telemetry.child(root, "load", loading, time.time_ns())
@@ -86,18 +87,21 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
 async def _artefact(
     config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
-    if config.serves_as_it_is:
-        gate = f"--gate {config.gate}" if config.gate in ("warn", "enforce") else ""
-        fallback = f"--fallback {config.fallback}" if config.fallback != "off" else ""
-        if gate or fallback:
+    if config.serves_as_it_is and not _wants_judging(config):
+        if config.fallback != "off" and config.original is None:
             raise CompressionFailed(
-                f"{gate or fallback} needs the original, and {config.model} is compressed or "
-                "served as it is: name the original's folder and a --recipe"
+                f"--fallback {config.fallback} needs the original, and {config.model} is served as "
+                "it is: name the original's folder with --original"
             )
         outcome, line = Provenance.from_folder(config.model).verdict()
         if outcome not in ("", "pass"):
             logger.warning("served although the gate said when it was made: %s", line)
         return config.model
+    if config.original is not None and not config.serves_as_it_is:
+        raise CompressionFailed(
+            f"--original goes with a compressed folder, and {config.model} is compressed now: "
+            "leave --original out"
+        )
     # What compressing would carry along broken is looked at before the work.
     if config.model.is_dir():
         Tokenizer.from_folder(config.model)
@@ -105,7 +109,9 @@ async def _artefact(
     serving.report(Progress(phase=pb.PHASE_COMPRESSING))
     wanted = Wanted(
         model=config.model,
+        original=config.original,
         recipe=config.recipe,
+        scale=config.scale,
         cache_dir=config.cache_dir,
         gate=config.gate,
         kv_dtype=config.kv_dtype,
@@ -120,9 +126,27 @@ async def _artefact(
     return result.artefact
 
 
+def _wants_judging(config: ServerConfig) -> bool:
+    """Whether a gate is asked for. Raises ``CompressionFailed`` where it has no original."""
+    if config.gate not in ("warn", "enforce"):
+        return False
+    if made_by(config.model) is None:
+        raise CompressionFailed(
+            f"--gate {config.gate} judges what compressing costs, and {config.model} is served as "
+            "it is: leave --gate out, or name a --recipe"
+        )
+    if config.original is None:
+        raise CompressionFailed(
+            f"--gate {config.gate} needs the original of {config.model}, which is compressed "
+            "already: name its folder with --original"
+        )
+    return True
+
+
 def _judge(result: Compression, serving: Serving) -> None:
     """Takes the verdict in. Raises ``Refused``."""
-    serving.gate = gate = result.gate
+    serving.gate, serving.variant = result.gate, result.recipe or serving.variant
+    gate = result.gate
     if gate is None:
         return
     if gate.refused:

@@ -6,6 +6,7 @@ from pathlib import Path
 from compress.documents import context_length
 from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
+from compress.gate.folders import check_intact, check_original
 from compress.gate.judging import calibration_ids
 from compress.gate.report import Report
 from compress.gate.verdict import judge
@@ -14,6 +15,7 @@ from compress.measure.speed import measure_speed
 from compress.measure.tasks import read_tasks
 from compress.measure.text import EvaluationText, generate_text, read_files
 from compress.progress import Progress
+from compress.sources import HashMemo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,7 @@ class Asked:
     artefact: Path
     original: Path
     limits: Gate
+    cache_dir: Path
     data: tuple[Path, ...] = ()
     tasks: tuple[Path, ...] = ()
     documents: int | None = None
@@ -36,6 +39,10 @@ class Asked:
 
 def evaluate_folder(asked: Asked, progress: Progress) -> Report:
     """Raises ``CompressError`` or ``ModelLoadError``: a folder or a file is not as needed."""
+    progress.phase("hashing", f"{asked.artefact} and {asked.original}")
+    memo = HashMemo(asked.cache_dir / "hashes.json")
+    known = check_original(asked.artefact, asked.original, memo, "--against")
+    check_intact(asked.artefact, memo)
     tasks = read_tasks(asked.original, asked.tasks)
     evaluation = evaluate(
         asked.artefact,
@@ -54,6 +61,7 @@ def evaluate_folder(asked: Asked, progress: Progress) -> Report:
         verdict=judge(evaluation, asked.limits),
         evaluation=evaluation,
         engine=engine_identity(),
+        original_known=known,
     )
 
 

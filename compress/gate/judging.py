@@ -20,6 +20,7 @@ from compress.errors import CompressError, writing
 from compress.files import locked, write_whole
 from compress.gate.config import FEWEST_DOCUMENTS, Gate
 from compress.gate.engine_identity import engine_identity
+from compress.gate.folders import check_intact
 from compress.gate.report import Report, Restored, write_report
 from compress.gate.verdict import Verdict, judge, not_achievable
 from compress.measure import text as texts
@@ -93,6 +94,7 @@ class Judge:
         restored: tuple[Restored, ...] = (),
         kept_share: float = 1.0,
         achievable: bool = True,
+        original_known: bool = True,
     ) -> Report:
         """The verdict, which is also written beside the artefact.
 
@@ -107,6 +109,7 @@ class Judge:
             engine=engine_identity(),
             restored=restored,
             kept_share=kept_share,
+            original_known=original_known,
         )
         write_report(report, artefact)
         return report
@@ -166,6 +169,7 @@ class Judge:
         self, artefact: Path, text: EvaluationText, half: Half
     ) -> tuple[str, Evaluation]:
         """What was measured, now or before, and its key."""
+        check_intact(artefact, self._memo())
         parts = {
             "method": _METHOD_VERSION,
             "original": self._hashes(self.original),

@@ -18,6 +18,7 @@ from compress.measure.figures import Evaluation
 from compress.sources import MANIFEST_NAME, REPORT_NAME
 
 FORMAT_VERSION = 1
+UNKNOWN_ORIGINAL = "the original is taken on trust, for the artefact has no hashes of it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,8 @@ class Restored:
 class Report:
     """One verdict with its evidence. ``key`` names artefact, data, engine and processor.
 
-    ``kept_share`` of the targeted weights keep the scheme asked for.
+    ``kept_share`` of the targeted weights keep the scheme asked for. ``original_known``: hashes
+    say that the artefact was made of this original.
     """
 
     key: str
@@ -47,6 +49,7 @@ class Report:
     engine: Mapping[str, str]
     restored: tuple[Restored, ...] = ()
     kept_share: float = 1.0
+    original_known: bool = True
 
     @property
     def refused(self) -> bool:
@@ -58,7 +61,8 @@ class Report:
         text = f"{self.verdict.outcome.value}: {self.verdict.sentence}"
         if self.restored:
             text += f"; restored: {', '.join(one.name for one in self.restored)}"
-        return text + (f"; {self.verdict.remedy}" if self.verdict.remedy else "")
+        text += f"; {self.verdict.remedy}" if self.verdict.remedy else ""
+        return text if self.original_known else f"{text}; {UNKNOWN_ORIGINAL}"
 
     def event(self) -> dict[str, Any]:
         """For the ``done`` event."""

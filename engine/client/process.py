@@ -1,17 +1,14 @@
-"""Runs an engine in a process of its own and talks to it over a Unix socket."""
+"""Runs an engine in a process of its own and talks to it over a pair of sockets."""
 
 import asyncio
 import logging
 import os
-import shutil
+import socket
 import sys
-import tempfile
 from collections.abc import Callable
 
-import zmq
-import zmq.asyncio
-
 from engine.config import EngineConfig
+from engine.frames import Frames, frame
 from engine.messages import (
     FromEngine,
     Shutdown,
@@ -24,6 +21,11 @@ from engine.messages import (
 logger = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 5.0
+# For what a process said before it ended.
+_LAST_WORDS_S = 1.0
+# Turns for which an OpenMP thread that has nothing to do spins before it sleeps: some
+# microseconds, not milliseconds, since this process needs the core.
+_SPINS = ("GOMP_SPINCOUNT", "1000")
 
 
 class ProcessTransport:
@@ -31,10 +33,10 @@ class ProcessTransport:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._folder = ""
-        self._socket: zmq.asyncio.Socket | None = None
+        self._connection: asyncio.WriteTransport | None = None
+        self._closed: asyncio.Future[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -45,27 +47,29 @@ class ProcessTransport:
         self, on_message: Callable[[FromEngine], None], on_exit: Callable[[str], None]
     ) -> None:
         """Starts the process. Both callbacks are called in the event loop. Raises ``OSError``."""
-        # mkdtemp's folder is open to this user only, and so is the socket in it.
-        self._folder = tempfile.mkdtemp(prefix="venturi-")
-        address = f"ipc://{self._folder}/engine.sock"
-        self._socket = _bind(address)
-        arguments = (address, str(os.getpid()), encode_config(self._config))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "engine.host", *arguments, start_new_session=True
-        )
-        self._tasks = [
-            asyncio.create_task(self._read(self._socket, self._process, on_message)),
-            asyncio.create_task(self._watch(self._process, on_exit)),
-        ]
+        # Nobody but the two processes can reach a pair, and nothing of it lies in a folder.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._connection, incoming = await asyncio.get_running_loop().create_unix_connection(
+                lambda: _Incoming(on_message, self._give_up), sock=ours
+            )
+            self._closed = incoming.closed
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "engine.host"),
+                *(str(theirs.fileno()), encode_config(self._config)),
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=_environment(),
+            )
+        self._watching = asyncio.create_task(self._watch(self._process, incoming.closed, on_exit))
 
     def send(self, message: ToEngine) -> None:
         """Queues a message; after the process's end it goes nowhere."""
-        if self._socket is not None and not self._socket.closed:
-            # A PAIR socket without a high-water mark takes it at once: nothing to await.
-            self._socket.send(encode(message))
+        if self._connection is not None and not self._connection.is_closing():
+            self._connection.write(frame(encode(message)))
 
     async def stop(self) -> None:
-        """Ends the process, by force if it does not end by itself, and frees the socket."""
+        """Ends the engine, by force if it does not end by itself, and frees the socket."""
         self.send(Shutdown())
         if self._process is not None and self._process.returncode is None:
             try:
@@ -73,46 +77,59 @@ class ProcessTransport:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        if self._connection is not None and self._closed is not None:
+            self._connection.close()
+            await self._closed
 
-    async def _read(
-        self,
-        socket: zmq.asyncio.Socket,
-        process: asyncio.subprocess.Process,
-        on_message: Callable[[FromEngine], None],
-    ) -> None:
-        try:
-            while True:
-                on_message(decode_from_engine(await socket.recv()))
-        except Exception:
-            # Nobody would hear this engine any more: its end is seen, and it is restarted.
-            logger.exception("the engine's messages cannot be read")
-            process.kill()
+    def _give_up(self) -> None:
+        """Nobody would hear this engine any more: its end is seen, and it is restarted."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
 
     async def _watch(
-        self, process: asyncio.subprocess.Process, on_exit: Callable[[str], None]
+        self,
+        process: asyncio.subprocess.Process,
+        closed: asyncio.Future[None],
+        on_exit: Callable[[str], None],
     ) -> None:
         code = await process.wait()
+        await asyncio.wait([closed], timeout=_LAST_WORDS_S)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         on_exit(f"the engine process {how}")
 
 
-def _bind(address: str) -> zmq.asyncio.Socket:
-    try:
-        socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
+class _Incoming(asyncio.Protocol):
+    """What the engine says. ``closed`` is done when the connection is."""
+
+    def __init__(
+        self, on_message: Callable[[FromEngine], None], on_failure: Callable[[], None]
+    ) -> None:
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_message = on_message
+        self._on_failure = on_failure
+        self._frames = Frames()
+
+    def data_received(self, data: bytes) -> None:
         try:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            socket.bind(address)
-        except zmq.ZMQError:
-            socket.close()
-            raise
-    except zmq.ZMQError as error:  # not an OSError, though it has an errno
-        raise OSError(error.errno, f"cannot open {address}: {error}") from error
-    return socket
+            for message in self._frames.feed(data):
+                self._on_message(decode_from_engine(message))
+        except Exception:
+            logger.exception("the engine's messages cannot be read")
+            self._on_failure()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with fewer spins unless it says how OpenMP waits."""
+    name, spins = _SPINS
+    if {name, "OMP_WAIT_POLICY"} & os.environ.keys():
+        return dict(os.environ)
+    return {**os.environ, name: spins}

@@ -43,7 +43,7 @@ def test_the_front_ends_half_of_the_engine_is_light() -> None:
 
 def test_policy_needs_the_standard_library_only() -> None:
     found = imported_with(*POLICY)
-    assert not found & {*HEAVY, "zmq", "msgspec", "tokenizers", "jinja2"}
+    assert not found & {*HEAVY, "msgspec", "tokenizers", "jinja2"}
 
 
 def test_what_a_model_is_can_be_read_without_torch() -> None:

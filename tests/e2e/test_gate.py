@@ -1,13 +1,19 @@
 """The gate through a real server: served with a verdict, or refused and still answering."""
 
+import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file, save_file
 
+import compress
+from compress.gate.scale import RUNGS
+from server.config import EMBEDDED_MODEL
 from server.testing import ServerProcess
 from venturi.v1 import admin_pb2, model_pb2
 from venturi.v1 import inference_pb2 as pb
@@ -90,7 +96,67 @@ def test_what_passes_is_served(cache_dir: Path, pool: tuple[str, ...]) -> None:
         assert 0 < quality.mean_kl_nats < 0.002
 
 
-def test_a_gate_needs_an_original(cache_dir: Path) -> None:
-    flags = ("--recipe", "none", "--gate", "enforce", "--cache-dir", str(cache_dir))
-    with pytest.raises(RuntimeError, match="--gate enforce needs the original"):
+@pytest.fixture
+def one_layer(tmp_path: Path) -> Path:
+    """The embedded model's first layer, with all else: quickly compressed."""
+    folder = Path(shutil.copytree(EMBEDDED_MODEL, tmp_path / "one-layer"))
+    config = json.loads((folder / "config.json").read_text())
+    small = {"num_hidden_layers": 1, "max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(config | small))
+    tensors = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in tensors.items() if ".layers." not in k or ".layers.0." in k}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_smallest_that_passes_is_served(
+    one_layer: Path, cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    flags = (str(one_layer), "--scale", "--cache-dir", str(cache_dir), *pool)
+    with ServerProcess(*flags) as server, grpc.insecure_channel(server.target) as channel:
+        (line,) = re.findall(r"the gate: (--scale stopped at .*)", server.output)
+        model = get_model(channel)
+        assert model.quality.explanation == line
+        assert model.variant in RUNGS
+        assert model.provenance.recipe == model.variant
+        assert f"stopped at {model.variant}" in line
+        assert re.search(r"compressing .*w8a8, rung 2 of 4", server.output)
+        assert f"one-layer@{model.variant}" in server.output
+        (last,) = AdminServiceStub(channel).WatchStartup(admin_pb2.WatchStartupRequest())
+        assert (last.phase, last.detail) == (admin_pb2.PHASE_READY, line)
+    with ServerProcess(*flags) as server, grpc.insecure_channel(server.target) as channel:
+        assert "evaluating" not in server.output
+        assert get_model(channel).quality == model.quality
+
+
+def test_a_compressed_folder_is_judged_against_its_original(
+    tmp_path: Path, cache_dir: Path, pool: tuple[str, ...]
+) -> None:
+    artefact = tmp_path / "artefact"
+    compress.compress("w8a8", EMBEDDED_MODEL, artefact)
+    flags = (str(artefact), "--gate", "enforce", "--cache-dir", str(cache_dir))
+    with pytest.raises(RuntimeError, match=f"needs the original of {artefact}, .* --original"):
         ServerProcess(*flags).__enter__()
+    flags = (*flags, "--original", str(EMBEDDED_MODEL))
+    with ServerProcess(*flags, *pool) as server, grpc.insecure_channel(server.target) as channel:
+        model = get_model(channel)
+        assert (model.variant, model.quality.verdict) == ("w8a8", "pass")
+        assert f"the gate: {model.quality.explanation}" in server.output
+    with (artefact / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    for broken, message in ((flags, "changed since it was written"), ((str(artefact),), "bytes")):
+        with pytest.raises(RuntimeError, match=message):
+            ServerProcess(*broken).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--recipe", "none", "--gate", "enforce"), "is served as it is: leave --gate out"),
+        (("--gate", "warn", "--original", "folder"), "is compressed now: leave --original out"),
+        (("--original", "folder"), "add one of them"),
+    ],
+)
+def test_what_the_gate_cannot_judge(cache_dir: Path, flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        ServerProcess(*flags, "--cache-dir", str(cache_dir)).__enter__()

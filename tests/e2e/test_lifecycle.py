@@ -215,12 +215,11 @@ def test_a_killed_engine_is_restarted(slow: Callable[..., ServerProcess]) -> Non
         watch.call.cancel()
 
 
-def test_the_engine_ends_with_a_killed_server_and_clears_up(
+def test_the_engine_ends_with_a_killed_server_and_leaves_nothing(
     cache_dir: Path, tmp_path: Path
 ) -> None:
     env = {"TMPDIR": str(tmp_path)}
     with ServerProcess("--cache-dir", str(cache_dir), env=env) as server:
-        assert list(tmp_path.glob("venturi-*"))
         (pid,) = server.engine_pids()
         server.process.kill()
         server.process.wait()
@@ -229,7 +228,7 @@ def test_the_engine_ends_with_a_killed_server_and_clears_up(
         while Path(f"/proc/{pid}/exe").exists():
             assert time.monotonic() < give_up
             time.sleep(0.05)
-        assert not list(tmp_path.glob("venturi-*"))
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_second_signal_ends_at_once(slow: Callable[..., ServerProcess]) -> None:

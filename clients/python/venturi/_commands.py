@@ -1,10 +1,11 @@
-"""The commands ``generate``, ``health`` and ``model``, and the options that commands share."""
+"""The commands ``generate``, ``health``, ``model`` and ``lm-eval``, and options that they share."""
 
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any, TypeVar, Unpack
 
 import click
@@ -213,3 +214,22 @@ def _activity(seen: Monitoring) -> str:
 
 def _kl(nats: float | None) -> str:
     return "" if nats is None else f", KL {nats:.4g} nats"
+
+
+@click.command("lm-eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run tasks of lm-evaluation-harness against a server.
+
+    ARGUMENTS are those of `lm_eval run`; its model is `venturi`.
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+
+        import_module("venturi.lm_eval")  # registers the model
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed: pip install 'venturi-client[lm-eval]'"
+        ) from error
+    sys.argv = ["venturi lm-eval", "run", "--model", "venturi", *arguments]
+    cli_evaluate()

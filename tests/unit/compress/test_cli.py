@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_events(make_model: MakeModel, tmp_path: Path) -> None:
     assert layers[-1]["seconds_left"] >= 0
     last = found[-1]
     assert last.keys() == {
-        "event", "artefact", "key", "cached", "seconds",
+        "event", "recipe", "artefact", "key", "cached", "seconds",
         "peak_rss_anon_bytes", "baseline_rss_anon_bytes", "time_ns",
     }  # fmt: skip
     assert (last["event"], last["cached"]) == ("done", False)
@@ -63,11 +64,12 @@ def test_what_a_gate_leaves(
 ) -> None:
     """A run that compressed, and then found what it serves, was no hit."""
 
-    def judge(recipe: Any, build: Callable[[Any], Built], judge: Judge) -> tuple[Built, None]:
+    def judge(recipe: Any, build: Callable[[Any], Built], judge: Judge) -> tuple[Built, Any]:
         build(recipe)
         if interrupted:
             raise KeyboardInterrupt
-        return build(recipe), None
+        verdict = SimpleNamespace(refused=False, line=lambda: "pass", event=dict)
+        return build(recipe), verdict
 
     monkeypatch.setattr("compress.gate.flow.compress_and_judge", judge)
     options = ["--cache-dir", str(tmp_path), "--gate", "warn", "--progress", "json"]
@@ -76,7 +78,7 @@ def test_what_a_gate_leaves(
     (artefact,) = (tmp_path / "artefacts").glob("[!.]*")
     if interrupted:
         assert done.exit_code == 130
-        assert last["message"] == f"interrupted, {artefact} is there, not judged"
+        assert last["message"] == f"interrupted: {artefact} is there, not judged"
     else:
         assert (last["artefact"], last["cached"]) == (str(artefact), False)
 
@@ -130,6 +132,7 @@ def test_truncated_weights_in_a_child(make_model: MakeModel, tmp_path: Path) -> 
 def test_evaluate_writes_a_page(mini: Path, tmp_path: Path) -> None:
     compress("w8a8", mini, tmp_path / "out")
     arguments = [tmp_path / "out", "--against", mini, "--documents", 8, "--window", 24]
+    arguments += ["--cache-dir", tmp_path / "cache"]
     page = tmp_path / "page.html"
     done = CliRunner().invoke(
         evaluate_command, [*map(str, arguments), "--speed", "--report", str(page)]

@@ -218,6 +218,7 @@ def test_logits_that_are_no_numbers(original: Path, tmp_path: Path) -> None:
 def test_the_embedded_model_loses_little(mini: Path, tmp_path: Path) -> None:
     compress.compress("w8a8", mini, tmp_path / "out")
     arguments = [tmp_path / "out", "--against", mini, "--data", DIALOGUE, "--documents", 8]
+    arguments += ["--cache-dir", tmp_path / "cache"]
     report = tmp_path / "report.json"
     done = CliRunner().invoke(
         evaluate_command, [*map(str, arguments), "--window", "128", "--json", str(report)]

@@ -41,6 +41,7 @@ from compress.measure.figures import (
 from compress.measure.tasks import Choice, Question, read_tasks
 from compress.measure.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.progress import NoProgress
+from compress.sources import model_hashes
 from engine.errors import ModelLoadError
 
 MakeModel = Callable[..., Path]
@@ -239,7 +240,9 @@ def test_a_short_context_shortens_what_is_generated(
     (folder / "config.json").write_text(json.dumps(config))
     compress.compress("w8a8", folder, tmp_path / "w8a8")
     limits = Gate(documents=8)
-    asked = Asked(artefact=tmp_path / "w8a8", original=folder, limits=limits, speed=True)
+    asked = Asked(
+        artefact=tmp_path / "w8a8", original=folder, limits=limits, speed=True, cache_dir=tmp_path
+    )
     found = evaluate_folder(asked, NoProgress()).evaluation
     assert (found.window, found.documents) == (24, 8)
     assert [one.batch for one in found.speed] == [1, 2]
@@ -334,7 +337,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sabotage(artefact: Path, factor: float) -> None:
-    """Multiplies the scales of one decoder layer."""
+    """Multiplies the scales of one decoder layer, as if it had been compressed so badly."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(artefact / "model.safetensors")
@@ -342,6 +345,9 @@ def sabotage(artefact: Path, factor: float) -> None:
         if name.startswith("model.layers.3.") and name.endswith("_scale"):
             tensor.mul_(factor)
     save_file(tensors, artefact / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((artefact / "venturi.json").read_text())
+    manifest["hashes"] = model_hashes(artefact)
+    (artefact / "venturi.json").write_text(json.dumps(manifest))
 
 
 def test_a_verdict_is_found_again_until_something_changes(

@@ -51,7 +51,7 @@ def test_reads_every_field(tmp_path: Path) -> None:
 
 def test_presets_are_the_files_of_a_folder() -> None:
     assert presets() == [
-        "fp8", "sparse24-w8a8", "sparse50-w4a8", "sparse50-w8a8", "w4a16", "w4a16-awq",
+        "auto", "fp8", "sparse24-w8a8", "sparse50-w4a8", "sparse50-w8a8", "w4a16", "w4a16-awq",
         "w4a16-gptq", "w4a16-rtn", "w4a8", "w8a16", "w8a8",
     ]  # fmt: skip
     recipe = resolve("w8a8")
@@ -76,7 +76,7 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ("version: 1\nmodifers: []\n", 2, "did you mean 'modifiers'?"),
-        ("version: 1\nzzz: 1\n" + RTN, 2, "known: calibration, gate, head, kv_cache"),
+        ("version: 1\nzzz: 1\n" + RTN, 2, "known: auto, calibration, gate, head"),
         (RTN + "version: 1\nversion: 1\n", 3, "has the key 'version' twice"),
         (RTN, 1, "the key 'version' is missing"),
         ("version: 1\n", 1, "the key 'modifiers' is missing"),

@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import itertools
-import tempfile
+import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -411,18 +413,41 @@ async def test_a_transport_may_be_stopped_twice_or_before_its_start() -> None:
     await transport.stop()
 
 
-async def test_a_process_whose_socket_cannot_be_opened_is_an_os_error(
+async def test_a_process_without_a_socket_is_an_os_error(tmp_path: Path) -> None:
+    """So that the client tries again later."""
+    transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            await transport.start(lambda message: None, lambda how: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await transport.stop()
+
+
+async def test_a_process_that_cannot_be_started_leaves_nothing_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """So that the client tries again later; a Unix socket's path has some 100 bytes."""
-    folder = tmp_path / ("x" * 120)
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    before = os.listdir("/proc/self/fd")
     transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
-    with pytest.raises(OSError, match=r"engine\.sock"):
+    with pytest.raises(OSError, match="nothing"):
         await transport.start(lambda message: None, lambda how: None)
     await transport.stop()
-    assert not list(folder.iterdir())
+    assert os.listdir("/proc/self/fd") == before
+
+
+async def test_a_process_that_cannot_load_says_why_before_it_ends(tmp_path: Path) -> None:
+    said: list[FromEngine | str] = []
+    ended = asyncio.Event()
+    transport = ProcessTransport(EngineConfig(model_dir=tmp_path / "nothing"))
+    await transport.start(said.append, lambda how: (said.append(how), ended.set())[0])
+    await asyncio.wait_for(ended.wait(), 30)
+    failure, how = said
+    assert isinstance(failure, LoadFailed)
+    assert how == "the engine process ended with code 2"
+    await transport.stop()
 
 
 async def test_totals_outlive_the_engine(make_request: MakeRequest) -> None:

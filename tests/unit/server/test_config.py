@@ -49,6 +49,8 @@ def test_sizes_have_units(text: str, size: int) -> None:
         ({"threads": 100_000}, "--threads"),
         ({"max_queued_tokens": 0}, "--max-queued-tokens"),
         ({"cache_dir": ""}, "--cache-dir"),
+        ({"scale": True, "recipe": "w8a8"}, "leave --recipe out"),
+        ({"scale": True, "gate": "warn"}, "leave --gate warn out"),
     ],
 )
 def test_a_bad_value_names_the_flag(flags: dict[str, object], words: str) -> None:

@@ -1,0 +1,1 @@
+"""The automatic recipe: a budget becomes a scheme for each layer."""

@@ -1,0 +1,132 @@
+"""Every group in every scheme, rounded once on what its layers read in the original model.
+
+On the disk: packed weights, from which any mixture of schemes can be put together.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.auto.candidates import ORIGINAL, Group
+from compress.block import Captured, compress_block
+from compress.calibrated import read_floating
+from compress.layer_row import pack_linear
+from compress.manifest import LayerRow
+from compress.plan import Plan
+from compress.progress import Progress
+from compress.sequential import Sequential
+from compress.steps import linear_steps
+from compress.store import LayerStore
+from engine.blocks import Blocks
+from engine.formats.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A group in a scheme: stored bytes, and tr(D H D^T) of the rounding error D."""
+
+    nbytes: int
+    error: float
+
+
+class Library:
+    """Fills ``folder``; ``roundings[group][scheme]`` has no scheme that rows cannot take."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plans: Mapping[str, Plan],
+        groups: Sequence[Group],
+        folder: Path,
+    ) -> None:
+        """``plans`` are those of uniform recipes, by scheme."""
+        self._checkpoint = checkpoint
+        self._plans = plans
+        self._groups = groups
+        self._plan = next(iter(plans.values()))
+        self._stores: dict[str, LayerStore] = {}
+        for number, scheme in enumerate(plans):
+            (folder / str(number)).mkdir()
+            self._stores[scheme] = LayerStore(folder / str(number))
+        self._folder = folder
+        self.roundings: list[dict[str, Rounding]] = [{} for _ in groups]
+
+    @torch.inference_mode()
+    def fill(self, blocks: Blocks, ids_SL: Tensor, progress: Progress) -> None:
+        """Rounds all layers. Raises ``CompressError``, ``OSError``."""
+        state = Sequential(blocks, ids_SL, self._folder)
+        layers, begin = len(blocks.spec.layers), time.perf_counter()
+        for index in range(layers):
+            self._layer(index, state)
+            state.advance(index, {})
+            each = (time.perf_counter() - begin) / (index + 1)
+            progress.layer(index + 1, layers, f"layer {index}", each * (layers - index - 1))
+
+    def changed(self, index: int, schemes: Mapping[str, str]) -> dict[str, Tensor]:
+        """Floating tensors of decoder layer ``index``: ``schemes`` of its modules, by name."""
+        found: dict[str, Tensor] = {}
+        for scheme in set(schemes.values()) - {ORIGINAL}:
+            modules = {name for name, one in schemes.items() if one == scheme}
+            found |= read_floating(self._stores[scheme], index, self._plan.transposed, modules)
+        return found
+
+    def _layer(self, index: int, state: Sequential) -> None:
+        mine = {i: group for i, group in enumerate(self._groups) if group.layer == index}
+        modules = {module for group in mine.values() for module in group.modules}
+        captured = state.capture(index, modules) if modules else {}
+        energy = {
+            module: inputs.output_error(self._read(f"{module}.weight").float())
+            for shared, inputs in captured.items()
+            for module in shared
+            if module in modules
+        }
+        for i, group in mine.items():
+            infos = [self._checkpoint.info(f"{module}.weight") for module in group.modules]
+            self.roundings[i][ORIGINAL] = Rounding(sum(info.nbytes for info in infos), 0.0)
+        for scheme, plan in self._plans.items():
+            rows = self._round(index, scheme, plan, modules, captured)
+            for i, group in mine.items():
+                if all(module in rows for module in group.modules):
+                    self.roundings[i][scheme] = Rounding(
+                        sum(rows[module].bytes for module in group.modules),
+                        sum((rows[m].output_error or 0.0) * energy[m] for m in group.modules),
+                    )
+
+    def _round(
+        self, index: int, scheme: str, plan: Plan, modules: set[str], captured: Captured
+    ) -> dict[str, LayerRow]:
+        """The rows of those linears of layer ``index`` that can have ``scheme``."""
+        layer, names = plan.spec.layers[index], plan.spec.names[index]
+        steps = {
+            module: linear_steps(plan.treatments[module], self._dtype(module))
+            for module in sorted(modules)
+            if not plan.treatments[module].fell_back
+        }
+        tensors: dict[str, Tensor] = {}
+        rows: dict[str, LayerRow] = {}
+        result = compress_block(layer, names, steps, self._read, captured)
+        for module, one in result.linears.items():
+            packed, rows[module] = pack_linear(
+                module,
+                plan.treatments[module],
+                one,
+                transposed=module in plan.transposed,
+                dtype=self._dtype(module),
+            )
+            tensors |= packed
+        if rows:
+            self._stores[scheme].save(index, tensors, list(rows.values()), 0.0)
+        return rows
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._checkpoint.tensor(name)
+        module = name.removesuffix(".weight")
+        return tensor.t().contiguous() if module in self._plan.transposed else tensor
+
+    def _dtype(self, module: str) -> torch.dtype:
+        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+        return names[self._checkpoint.info(f"{module}.weight").dtype]

@@ -1,0 +1,92 @@
+"""Turns a recipe that asks for ``auto`` into one with modifiers, and remembers what was found.
+
+``<cache>/searches/<key>.json`` has the result, ``<key>.svg`` the picture of the frontier.
+Imports no torch where the result is there.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from compress.auto.config import Frontier
+from compress.auto.plot import plot
+from compress.cache import CACHE_REMEDY
+from compress.errors import writing
+from compress.files import locked, write_whole
+from compress.gate.engine_identity import engine_identity
+from compress.job import Job
+from compress.progress import Progress
+from compress.recipe import Modifier, Recipe
+from compress.sources import HashMemo
+
+# Raised whenever the same search may find something else.
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a search gives."""
+
+    modifiers: tuple[Modifier, ...]
+    frontier: Frontier
+
+
+def resolve_auto(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> Recipe:
+    """``recipe`` itself where it asks for nothing; else with modifiers and the frontier.
+
+    Raises:
+        CompressError, ModelLoadError: the budget cannot be kept, or the model or disk is not as
+            needed.
+    """
+    if recipe.auto is None or recipe.modifiers:
+        return recipe
+    folder = cache_dir.resolve() / "searches"
+    with writing(folder, CACHE_REMEDY):
+        folder.mkdir(parents=True, exist_ok=True)
+    key = _key(recipe, model_dir, cache_dir, progress)
+    busy = "another process searches the same"
+    with locked(folder / f"{key}.lock", progress, busy, CACHE_REMEDY):
+        found = _load(folder / f"{key}.json")
+        if found is None:
+            from compress.auto.run import search
+
+            found = search(recipe, model_dir, folder, progress)
+            with writing(folder, CACHE_REMEDY):
+                write_whole(folder / f"{key}.svg", plot(found.frontier, recipe.auto))
+                write_whole(folder / f"{key}.json", json.dumps(asdict(found)) + "\n")
+    for line in told(found.frontier):
+        progress.phase("searching", line)
+    progress.phase("searching", f"picture: {folder / f'{key}.svg'}")
+    return replace(recipe, modifiers=found.modifiers, frontier=found.frontier)
+
+
+def told(frontier: Frontier) -> list[str]:
+    """Lines for people: the frontier as a table, and what ended the search."""
+    rows = [
+        f"{point.bits:7.3f} bits {point.nbytes / 1e6:10.2f} MB  KL {point.kl or 0.0:9.6f}"
+        f" (predicted {point.predicted_kl:9.6f})  {point.name}"
+        + (" <- chosen" if point.chosen else "")
+        for point in frontier.points
+    ]
+    mix = ", ".join(f"{100 * share:.0f} % {scheme}" for scheme, share in frontier.chosen.schemes)
+    end = f"{frontier.measured} mixtures measured on {frontier.tokens} tokens; ended by: "
+    return [*rows, f"chosen: {mix}", end + frontier.stopped]
+
+
+def _key(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> str:
+    """Of the sources, the recipe without its gate, the text, methods and this host."""
+    memo = HashMemo(cache_dir.resolve() / "hashes.json")
+    job = Job.prepare(recipe, model_dir, memo, progress)
+    parts = [_VERSION, job.key, engine_identity()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _load(file: Path) -> Found | None:
+    """What was saved; None where there is nothing of this version."""
+    try:
+        return msgspec.convert(json.loads(file.read_text(encoding="utf-8")), Found)
+    except (OSError, ValueError, msgspec.ValidationError):
+        return None

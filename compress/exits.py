@@ -1,0 +1,32 @@
+"""How the commands end: exit codes, and the one line that says why."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from compress.errors import CompressError
+from compress.progress import Progress
+from engine.errors import ModelLoadError
+
+USER_ERROR = 2
+REFUSED = 3
+INTERRUPTED = 130
+
+
+@contextmanager
+def exit_codes(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
+    """``kept`` says what an interrupted run leaves."""
+    try:
+        yield
+    except (CompressError, ModelLoadError) as error:
+        progress.error(" ".join(str(error).split()))
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        progress.error(f"interrupted: {kept()}")
+        sys.exit(INTERRUPTED)
+
+
+def exit_on_sigterm() -> None:
+    """As an exception it unwinds, so that temporary folders go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

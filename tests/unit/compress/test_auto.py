@@ -1,0 +1,157 @@
+"""The automatic recipe on small models: budgets are kept, and what was found is found again."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import compress
+from compress.auto.config import Auto
+from compress.auto.resolve import resolve_auto
+from compress.errors import CompressError
+from compress.progress import NoProgress
+from compress.recipe import Calibration, Recipe, load, resolve
+from compress.sources import MANIFEST_NAME
+from engine.formats.checkpoint import Checkpoint
+
+MakeModel = Callable[..., Path]
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+def small(**auto: Any) -> Recipe:
+    recipe = resolve("auto")
+    return replace(
+        recipe,
+        auto=Auto(**{"budget": "bits", "limit": 5.5, "swaps": 4, **auto}),
+        calibration=Calibration(samples=4, length=32),
+    )
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    return found
+
+
+@pytest.mark.parametrize("limit", [4.6, 6.0, 9.0])
+def test_the_artefact_keeps_the_budget(make_model: MakeModel, tmp_path: Path, limit: float) -> None:
+    compress.compress(small(limit=limit), make_model(), tmp_path / "out")
+    found = manifest(tmp_path / "out")
+    touched = [row for row in found["layers"] if row["name"] != "lm_head"]
+    weights = sum(8 * row["bytes"] / row["bits"] for row in touched)
+    bits = 8 * sum(row["bytes"] for row in touched) / weights
+    assert bits <= limit
+    point = next(one for one in found["recipe"]["resolved"]["frontier"]["points"] if one["chosen"])
+    assert point["nbytes"] == sum(row["bytes"] for row in touched)
+    assert point["bits"] == pytest.approx(bits, abs=1e-3)
+    storage = {row["name"]: row["storage"] for row in touched}
+    for fused in FUSED:
+        for name in storage:
+            if name.endswith(fused[0]):
+                parts = [name.replace(fused[0], part) for part in fused]
+                assert len({storage[part] for part in parts}) == 1
+    assert len(set(storage.values())) > 1
+
+
+def test_twice_the_same(make_model: MakeModel, tmp_path: Path) -> None:
+    model, recipe = make_model(), small()
+    for name in ("a", "b"):
+        compress.compress(recipe, model, tmp_path / name)
+    first, second = Checkpoint.open(tmp_path / "a"), Checkpoint.open(tmp_path / "b")
+    assert first.tensors.keys() == second.tensors.keys()
+    for name in first.tensors:
+        assert torch.equal(first.tensor(name), second.tensor(name))
+
+
+def test_a_second_start_finds_the_search(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = make_model(), tmp_path / "cache"
+    found = resolve_auto(small(), model, cache, NoProgress())
+    assert found.modifiers
+    assert (found.auto, found.gate) == (small().auto, small().gate)
+    assert [file.read_text()[:4] for file in cache.glob("searches/*.svg")] == ["<svg"]
+    assert resolve_auto(found, model, cache, NoProgress()) == found
+    monkeypatch.setattr("compress.auto.run.search", lambda *_: pytest.fail("searched again"))
+    assert resolve_auto(small(), model, cache, NoProgress()) == found
+
+
+def test_more_bits_cost_less(make_model: MakeModel, tmp_path: Path) -> None:
+    found = resolve_auto(small(), make_model(), tmp_path, NoProgress())
+    assert found.frontier is not None
+    points = [one for one in found.frontier.points if one.name == "auto"]
+    predicted = [one.predicted_kl for one in points if not one.chosen]
+    assert predicted == sorted(predicted, reverse=True)
+    assert points[0].kl is not None
+    assert points[-1].kl is not None
+    assert points[-1].kl < points[0].kl
+    assert sum(share for _, share in found.frontier.chosen.schemes) == pytest.approx(1, abs=1e-3)
+
+
+def test_time_that_is_over_stops_the_swaps(make_model: MakeModel, tmp_path: Path) -> None:
+    found = resolve_auto(small(time_budget=1e-6), make_model(), tmp_path, NoProgress())
+    assert found.frontier is not None
+    assert found.frontier.stopped == "time_budget, after 0 swaps"
+
+
+def test_ignored_layers_stay(make_model: MakeModel, tmp_path: Path) -> None:
+    recipe = small(ignore=("lm_head", "*.down_proj"))
+    compress.compress(recipe, make_model(), tmp_path / "out")
+    rows = {row["name"]: row["method"] for row in manifest(tmp_path / "out")["layers"]}
+    assert {m for n, m in rows.items() if n.endswith("down_proj")} == {"none"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit", "message"),
+    [
+        (
+            "bits",
+            3.0,
+            r"auto.bits of 3 is below the smallest schemes: this model can have 4\.",
+        ),
+        ("bits", 16.0, r"auto.bits of 16 is no less than the original: .* to 16\.000 bits"),
+        ("bytes", 100.0, r"auto.bytes of 100 is below .* can have \d+ to \d+ bytes"),
+    ],
+)
+def test_budgets_out_of_reach(
+    make_model: MakeModel, tmp_path: Path, budget: str, limit: float, message: str
+) -> None:
+    with pytest.raises(CompressError, match=message):
+        resolve_auto(small(budget=budget, limit=limit), make_model(), tmp_path, NoProgress())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("auto: {bits: 5, bytes: 7}", 2, "exactly one of bits, bytes, tokens_per_second; it has"),
+        ("auto: {time_budget: 5}", 2, "it has none"),
+        ("auto: {bitts: 5}", 2, "did you mean 'bits'?"),
+        ("auto: {bits: 0}", 2, "auto.bits must be a number above 0"),
+        ("auto: {bytes: lots}", 2, "auto.bytes must be a size such as 500M or 1.5Gi, not 'lots'"),
+        ("auto: {bits: 5, time_budget: never}", 2, "auto.time_budget must be a number above 0"),
+        ("auto: {bits: 5, ignore: ['re:[']}", 2, "is not a regular expression"),
+        ("auto: {bits: 5}\nmodifiers: [{type: rtn, scheme: w8a8}]", 3, "remove one of both"),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"version: 1\n{text}\n")
+    with pytest.raises(CompressError) as error:
+        load(file)
+    assert str(error.value).startswith(f"{file}:{line}: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "nbytes"), [("500M", 500e6), ("1.5Gi", 1.5 * 2**30), ("7", 7), ("2 kB", 2000)]
+)
+def test_sizes(tmp_path: Path, size: str, nbytes: float) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"version: 1\nauto: {{bytes: {size}}}\n")
+    recipe = load(file)
+    assert recipe.auto == Auto(budget="bytes", limit=nbytes)
+    assert recipe.calibration == Calibration()
+    assert recipe.head == "int8"
