@@ -23,8 +23,9 @@ from engine.formats.int_quantized import Int8Weight
 from engine.kernels import resolve
 from engine.layers.linear import Linear, make_fused
 
-# Copies that are used in turn: more than a processor's caches hold, as a model's layers are.
-_COPIES_BYTES, _MOST_COPIES = 96 << 20, 32
+# Copies that are used in turn, as many as the model has weights, so that they lie in caches or in
+# memory as the model's do: of more bytes than this, all lie in memory.
+_COPIES_BYTES = 96 << 20
 _ROUNDS, _LEAST_S = 5, 0.01
 
 # Out-features of the modules that are one matrix, and its in-features.
@@ -58,17 +59,17 @@ def group_seconds(
     groups: Sequence[Group],
     plan: Plan,
     checkpoint: Checkpoint,
-    schemes: Sequence[Mapping[str, object]],
+    schemes: Sequence[Sequence[str]],
 ) -> list[dict[str, float]]:
     """For each group, by those ``schemes`` that it can have. Raises ``ModelLoadError``."""
-    backend = resolve("auto")
+    backend, weights = resolve("auto"), sum(plan.weights[m] for g in groups for m in g.modules)
     known: dict[tuple[Shape, str], float] = {}
     found = []
     for group, possible in zip(groups, schemes, strict=True):
         shape, times = _shape(group, plan, checkpoint)
         for scheme in possible:
             if (shape, scheme) not in known:
-                known[shape, scheme] = _seconds(shape, scheme, backend)
+                known[shape, scheme] = _seconds(shape, scheme, backend, weights)
         found.append({scheme: times * known[shape, scheme] for scheme in possible})
     return found
 
@@ -102,19 +103,17 @@ def _shape(group: Group, plan: Plan, checkpoint: Checkpoint) -> tuple[Shape, int
     return (tuple(shape[0] for shape in shapes), shapes[0][1]), times
 
 
-def _seconds(shape: Shape, scheme: str, backend: str) -> float:
+def _seconds(shape: Shape, scheme: str, backend: str, model_weights: int) -> float:
     """The least mean of several rounds: other programs only add to it."""
     sizes, columns = shape
 
     def make() -> Linear:
-        if scheme == ORIGINAL:
-            return make_fused([torch.full((rows, columns), 0.01) for rows in sizes], backend)
-        return make_fused(
-            [_made_up(rows, columns, scheme, torch.bfloat16) for rows in sizes], backend
-        )
+        weights = [_made_up(rows, columns, scheme, torch.bfloat16) for rows in sizes]
+        return make_fused(weights, backend)
 
     copies = [make()]
-    count = min(_MOST_COPIES, max(2, math.ceil(_COPIES_BYTES / copies[0].nbytes)))
+    most = min(_COPIES_BYTES / copies[0].nbytes, model_weights / (sum(sizes) * columns))
+    count = max(1, math.ceil(most))
     copies += [make() for _ in range(count - 1)]
     x_1K = torch.randn(1, columns, generator=torch.Generator().manual_seed(0))
     return min(_mean_seconds(copies, x_1K) for _ in range(_ROUNDS))

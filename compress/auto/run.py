@@ -100,7 +100,9 @@ class _Costs:
             budget = auto.limit * sum(weights) / 8
         if auto.budget == "tokens_per_second":
             progress.phase("searching", "each matrix in each scheme is timed")
-            sizes = group_seconds(groups, plan, checkpoint, nbytes)
+            # A layer with a dense matrix is no single native call: its time is no sum.
+            rounded = [[scheme for scheme in one if scheme != ORIGINAL] for one in nbytes]
+            sizes = group_seconds(groups, plan, checkpoint, rounded)
             other = other_seconds(checkpoint.folder, sizes)
             budget = 1 / auto.limit - other
         _check(auto, sizes, budget, sum(weights), other)
@@ -115,18 +117,23 @@ def _check(
     other: float | None,
 ) -> None:
     low = sum(min(one.values()) for one in sizes)
-    high = sum(one[ORIGINAL] for one in sizes)
+    best = ORIGINAL if other is None else "w8a8"
+    high = sum(one[best] for one in sizes)
     if low <= budget < high:
         return
+    if other is not None and low == high:
+        raise CompressError(
+            "auto.tokens_per_second: nothing is faster than w8a8 here: ask for bits"
+        )
     if other is not None:
-        slowest, fastest = 1 / (high + other), 1 / (low + other)
-        reach = f"more than {slowest:.1f}, at most {math.floor(10 * fastest) / 10:.1f}"
+        fastest = math.floor(10 / (low + other)) / 10
+        reach = f"more than {1 / (high + other):.1f}, at most {fastest:.1f}"
     elif auto.budget == "bits":
         least = math.ceil(8000 * low / weights) / 1000
         reach = f"at least {least:.3f}, less than {8 * high / weights:.3f}"
     else:
         reach = f"at least {low:.0f}, less than {high:.0f}"
-    what = "cannot be kept" if budget < low else "is kept by the original"
+    what = "cannot be kept" if budget < low else f"is kept by {best} alone"
     raise CompressError(
         f"auto.{auto.budget} of {auto.limit:g} {what}: for this model, ask for {reach}"
     )
