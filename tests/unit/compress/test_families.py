@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import compress
+from compress.auto.config import Auto
 from compress.errors import CompressError
 from compress.recipe import Calibration, Recipe, resolve
 from engine.config import CacheConfig, EngineConfig, KernelConfig
@@ -74,6 +75,25 @@ def test_presets_on_other_layouts(family: str, preset: str, tmp_path: Path) -> N
     original, found = logits(model), logits(out)
     error = float((found - original).norm() / original.norm())
     assert 0 < error < (0.9 if "sparse" in preset else 0.6 if "w4" in preset else 0.3)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_auto_on_other_layouts(family: str, tmp_path: Path) -> None:
+    model, out = make(family, tmp_path / "model"), tmp_path / "out"
+    recipe = replace(small("auto"), auto=Auto(budget="bits", limit=6.0, swaps=2))
+    manifest = compress.compress(recipe, model, out)
+    rows = [row for row in manifest.layers if row.name != manifest.layers[-1].name]
+    touched = [row for row in rows if not row.name.endswith("mlp.gate")]
+    assert len(touched) == LINEARS[family]
+    assert 8 * sum(row.bytes for row in touched) <= 6 * sum(8 * r.bytes / r.bits for r in touched)
+    for layer in range(2):
+        experts = {
+            row.storage
+            for row in touched
+            if f"layers.{layer}.mlp.experts" in row.name and "down_proj" not in row.name
+        }
+        assert len(experts) == (family == "qwen3_moe")
+    assert bool(logits(out).isfinite().all())
 
 
 def test_an_expert_that_calibration_never_reaches_is_named(tmp_path: Path) -> None:
