@@ -25,6 +25,7 @@ MakeModel = Callable[..., Path]
 STUCK = """
 import runpy, time
 from compress.progress import JsonProgress
+from engine.testing import TOKENIZER_JSON
 layer = JsonProgress.layer
 def stick(self, item, *rest):
     layer(self, item, *rest)
@@ -79,7 +80,7 @@ def test_key_depends_on_content_only(make_model: MakeModel, tmp_path: Path) -> N
     first = build(make_model("a"), cache)
     other = make_model("b")
     assert build(other, cache) == Built(first.artefact, first.key, cached=True)
-    (other / "tokenizer.json").write_text('{"other": 1}')
+    (other / "tokenizer.json").write_text(TOKENIZER_JSON + "\n")
     assert build(other, cache).key != first.key
     (other / "modeling.py").write_text("not part of an artefact")
     assert build(other, cache).cached
