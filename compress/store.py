@@ -130,8 +130,8 @@ class LayerStore:
 def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     """The store of the job ``key`` beside ``out``; removed where the block ends well.
 
-    It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed too. A second process waits. An
-    interrupt gets a note of what stays.
+    It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed
+    too. A second process waits. An interrupt gets a note of what stays.
     """
     folder = out.with_name(f".{out.name}.{fingerprint(key)[:16]}{_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,13 +19,13 @@ from compress.progress import NoProgress
 from compress.recipe import Recipe, load, resolve
 from compress.sources import HashMemo
 from compress.staging import remove_leftovers
+from engine.testing import TOKENIZER_JSON
 
 MakeModel = Callable[..., Path]
 # Stays in the middle of the work until it gets a signal.
 STUCK = """
 import runpy, time
 from compress.progress import JsonProgress
-from engine.testing import TOKENIZER_JSON
 layer = JsonProgress.layer
 def stick(self, item, *rest):
     layer(self, item, *rest)
