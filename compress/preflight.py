@@ -19,6 +19,8 @@ from compress.recipe import Recipe
 from compress.steps import DTYPES
 from compress.treatment import Treatment
 from compress.trial import Trial, kinds, try_out
+from engine.client.defaults import GenerationDefaults
+from engine.client.tokenizer import Tokenizer
 from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 
@@ -32,7 +34,10 @@ def check(
 
     Raises:
         CompressError: memory or disk is too small; ``remedy`` ends the disk's message.
+        ModelLoadError: a file is missing or broken that the artefact needs to be served.
     """
+    Tokenizer.from_folder(checkpoint.folder)
+    GenerationDefaults.from_folder(checkpoint.folder)
     sizes = Sizes.of(plan, recipe, checkpoint)
     generate = recipe.calibration is not None and recipe.calibration.source == "generate"
     disk = _check_space(sizes, folder, remedy)

@@ -16,6 +16,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from engine.client.files import QUANTIZATION_FILES
+
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
 NO_RECIPE = "none"
 DEFAULT_PORT = 50051
@@ -37,8 +39,8 @@ def made_by(folder: Path) -> str | None:
     quantization = _object(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return str(quantization.get("quant_method", "quantized"))
-    own_files = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
-    return next((name for name, file in own_files.items() if (folder / file).is_file()), None)
+    files = QUANTIZATION_FILES.items()
+    return next((name for name, file in files if (folder / file).is_file()), None)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -132,7 +132,10 @@ def _statistics(response: Generation) -> str:
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait until it serves.")
 @server_options(timeout_s=10.0)
 def health(service: str, wait: float, target: str | None, timeout: float) -> int:
-    """Print SERVING or NOT_SERVING; the exit code is 0 or 1."""
+    """Print SERVING or NOT_SERVING.
+
+    The exit code is 0 or 1; 2 when no server answers.
+    """
     end = time.monotonic() + wait
     with connect(target, timeout) as client:
         while not (serving := _serving(client, service, end)) and time.monotonic() < end:
