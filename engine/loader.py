@@ -11,6 +11,7 @@ from engine.formats.checkpoint import Checkpoint
 from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.cpu.memory import give_back
 from engine.layers.attention import AttentionWeights
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
 from engine.layers.embedding import Embedding
@@ -91,6 +92,7 @@ class DecoderLoader:
         spec, layers = self.spec, list[LayerFn]()
         for layer, names in zip(spec.layers, spec.names, strict=True):
             layers.append(self.layer(layer, names, index=len(layers)))
+            give_back()
             progress(len(layers), len(spec.layers))
         return self.ends(runtime, tuple(layers))
 
