@@ -130,7 +130,7 @@ def _check_memory(sizes: Sizes, checkpoint: Checkpoint, *, generate: bool) -> in
         )
     if sizes.tokens and generate:
         needed["generating calibration text"] = (
-            estimate.generation_bytes(sizes),
+            estimate.generation_bytes(sizes, checkpoint),
             "give text of your own with calibration: {source: file, path: ...}",
         )
     free = available_bytes()
