@@ -160,7 +160,12 @@ class Judge:
     def _users_text(self) -> EvaluationText:
         files = [Path(name) for name in self.gate.data]
         return texts.read_files(
-            self.original, files, window=self._window, limit=self._documents, seed=self.seed
+            self.original,
+            files,
+            window=self._window,
+            limit=self._documents,
+            seed=self.seed,
+            progress=self.progress,
         )
 
     def _tasks(self) -> tuple[Task, ...]:

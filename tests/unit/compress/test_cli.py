@@ -212,6 +212,15 @@ def test_compress_writes_the_gates_page(mini: Path, tmp_path: Path) -> None:
     assert {why for name, why in left.items() if "down_proj" not in name} == {"by the recipe: rtn"}
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s left"), (119, "119 s left"), (200, "3 min left"),
+                           (4000, "1 h 7 min left")]
+)  # fmt: skip
+def test_time_left_in_words(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
+    PlainProgress().layer(2, 2, "documents", seconds)
+    assert capsys.readouterr().err == f"2/2 documents, {words}\n"
+
+
 def test_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
