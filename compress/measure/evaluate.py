@@ -12,7 +12,7 @@ from compress.measure.answers import is_right
 from compress.measure.figures import Evaluation, TaskResult
 from compress.measure.scored import Scored
 from compress.measure.sides import MakeScorer, Timed, open_pair
-from compress.measure.statistics import DocumentSums, compare, entropy, kl_estimate, summarise
+from compress.measure.statistics import DocumentSums, compare, entropy, summarise
 from compress.measure.tasks import Question, Task
 from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
@@ -54,6 +54,7 @@ def evaluate(
             sums = [work.document(list(ids)) for ids in text.documents]
             results = tuple(work.task(task) for task in tasks)
         broken = sum(not one.finite for one in sums)
+        quality, kl = (None, None) if broken else summarise(sums)
         return Evaluation(
             original=work.original.side(),
             artefact=work.artefact.side(),
@@ -62,8 +63,8 @@ def evaluate(
             window=text.window,
             documents=len(sums),
             broken=broken,
-            quality=None if broken else summarise(sums),
-            kl=None if broken else kl_estimate(sums),
+            quality=quality,
+            kl=kl,
             entropy=entropy(sums),
             tasks=results,
         )
