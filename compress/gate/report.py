@@ -78,6 +78,7 @@ class Report:
             "perplexity": None if quality is None else quality.artefact_perplexity,
             "original_perplexity": None if quality is None else quality.original_perplexity,
             "restored": [one.name for one in self.restored],
+            "decode": {str(one.batch): one.artefact for one in self.evaluation.speed},
         }
 
 

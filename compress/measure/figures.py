@@ -90,11 +90,16 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Tokens per second of generating ``batch`` sequences at a time."""
+    """Tokens per second of generating ``batch`` sequences at a time.
+
+    Memory is that of the weights and of the sequences' keys and values.
+    """
 
     batch: int
     original: float
     artefact: float
+    original_bytes: int
+    artefact_bytes: int
 
     @property
     def ratio(self) -> float:

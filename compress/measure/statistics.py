@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -24,6 +24,16 @@ class DocumentSums:
     flips: int
     entropy: float
     squared_entropy: float
+
+    def row(self) -> list[float]:
+        """The fields in order."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> "DocumentSums":
+        """Inverse of ``row``."""
+        tokens, original_nll, artefact_nll, kl, flips, *entropies = row
+        return cls(int(tokens), original_nll, artefact_nll, kl, int(flips), *entropies)
 
     @property
     def original_is_finite(self) -> bool:
