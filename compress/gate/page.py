@@ -255,7 +255,7 @@ def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
         f"{escape(found.stopped)}."
     )
     picture = plot(found, report.gate.max_kl)
-    return f"<h2>Chosen from</h2><p>{text}</p>{picture}{_table(head, cells)}"
+    return f"<h2>Chosen from</h2><p>{text}</p>{picture}{make_table(head, cells)}"
 
 
 def _cost(contribution: float | None) -> str:
