@@ -1,6 +1,7 @@
 """What compression raises for its caller, and how the operating system's errors become it."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,20 @@ _REASONS = {
 
 class CompressError(Exception):
     """``str(error)`` is one line that says what is wrong and what to do about it."""
+
+
+def check_output(file: Path, option: str) -> None:
+    """Whether ``file``, which ``option`` names, can be written, before the work that fills it.
+
+    Raises ``CompressError``.
+    """
+    folder, remedy = file.parent, f"name another file with {option}"
+    if file.is_dir():
+        raise CompressError(f"{file} is a folder: {remedy}")
+    if not folder.is_dir():
+        raise CompressError(f"{folder} is not a folder: make it, or {remedy}")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise CompressError(f"cannot write to {file}: it is not writable: {remedy}")
 
 
 @contextmanager

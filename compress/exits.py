@@ -16,15 +16,14 @@ INTERRUPTED = 130
 
 @contextmanager
 def exit_codes(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
-    """``kept`` says what an interrupted run leaves, where the interrupt has no note of it."""
+    """``kept`` says what an interrupted run leaves; the interrupt's own text may say more."""
     try:
         yield
     except (CompressError, ModelLoadError) as error:
         progress.error(" ".join(str(error).split()))
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt as interrupt:
-        notes = getattr(interrupt, "__notes__", None) or [kept()]
-        progress.error(f"interrupted: {', '.join(notes)}")
+    except KeyboardInterrupt as error:
+        progress.error("; ".join(filter(None, (f"interrupted: {kept()}", str(error)))))
         sys.exit(INTERRUPTED)
 
 

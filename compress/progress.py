@@ -8,7 +8,8 @@ With ``--progress json`` stdout has one JSON object a line, each with ``event`` 
     layer  item, items, name, seconds_left
     done   recipe, artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes;
            gate where there was one: mode, verdict, refused, line, data_sha256, tokens,
-           mean_kl_nats, perplexity, original_perplexity, restored
+           mean_kl_nats, perplexity, original_perplexity, restored, decode
+           (tokens per second by the number of sequences, where that was timed)
     error  message
 """
 

@@ -131,7 +131,7 @@ def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     """The store of the job ``key`` beside ``out``; removed where the block ends well.
 
     It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed
-    too. A second process waits. An interrupt gets a note of what stays.
+    too. A second process waits. The text of a KeyboardInterrupt is what stays.
     """
     folder = out.with_name(f".{out.name}.{fingerprint(key)[:16]}{_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,16 +144,15 @@ def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
         folder.mkdir(exist_ok=True)
         yield LayerStore(folder)
         shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         if not any(folder.glob("*.safetensors")):
             shutil.rmtree(folder, ignore_errors=True)
-        else:
-            done = len(list(folder.glob(f"{_LAYER}*.safetensors")))
-            interrupt.add_note(
-                f"{folder} keeps the calibration text and {done} of {layers} decoder layers: "
-                "the same command goes on from there"
-            )
-        raise
+            raise
+        done = len(list(folder.glob(f"{_LAYER}*.safetensors")))
+        raise KeyboardInterrupt(
+            f"{folder} keeps the calibration text and {done} of {layers} decoder layers: "
+            "the same command goes on from there"
+        ) from None
     finally:
         os.close(descriptor)
 

@@ -99,7 +99,7 @@ class ServerConfig(BaseSettings):
     speculative_tokens: int = Field(4, ge=0, le=16)
     monitor_steps: int = Field(64, ge=0)
     monitor_gap: float = Field(0.5, ge=0, lt=math.inf)
-    alarm_entropy: float = Field(1.5, gt=0, allow_inf_nan=False)
+    alarm_entropy: float = Field(3.0, gt=0, allow_inf_nan=False)
     alarm_non_finite: int = Field(1, ge=1)
     fallback: Literal["off", "non-finite", "alarm"] = "off"
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)

@@ -43,6 +43,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         model = self._refused() if gate is not None and gate.refused else self._loaded()
         if gate is not None:
             model.quality.CopyFrom(gate.to_proto())
+            if gate.decode:
+                model.speed.CopyFrom(gate.speed())
         return model
 
     def _refused(self) -> pb.Model:

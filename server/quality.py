@@ -12,7 +12,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateResult:
-    """``line`` is the verdict in a sentence. Figures are None where logits were no numbers."""
+    """``line`` is the verdict in a sentence. Figures are None where logits were no numbers.
+
+    ``decode``: tokens per second by the number of sequences, {} where that was not timed.
+    """
 
     verdict: str
     refused: bool
@@ -23,6 +26,7 @@ class GateResult:
     perplexity: float | None
     original_perplexity: float | None
     restored: tuple[str, ...]
+    decode: dict[str, float]
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "GateResult":
@@ -34,6 +38,10 @@ class GateResult:
     def passed(self) -> bool:
         """Whether the artefact was shown to be good enough."""
         return self.verdict == "pass"
+
+    def speed(self) -> pb.MeasuredSpeed:
+        """The contract's message."""
+        return pb.MeasuredSpeed(**{f"decode_{batch}": rate for batch, rate in self.decode.items()})
 
     def to_proto(self) -> pb.MeasuredQuality:
         """The contract's message."""

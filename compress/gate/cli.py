@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from compress.cache import default_cache_dir
-from compress.errors import writing
+from compress.errors import CompressError, check_output, writing
 from compress.exits import REFUSED, exit_codes
 from compress.gate.config import Gate, Mode
+from compress.gate.decision import Outcome
+from compress.gate.report import Report
 from compress.memory import rss_anon_bytes
 from compress.progress import JsonProgress, make_progress
 from compress.sources import MANIFEST_NAME
@@ -52,12 +54,10 @@ from engine.client.files import read_optional_json
     show_default=True,
     help="Limit of the accuracy lost on a task, as a share.",
 )
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where hashes are kept.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Default: as compress has it.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures there.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="Write an HTML page there.")
 def evaluate_command(
-    artefact: Path,
-    original: Path,
     max_kl: float,
     max_drop: float,
     cache_dir: Path | None,
@@ -69,33 +69,54 @@ def evaluate_command(
 
     Documents in a data file are separated by NUL, or are the "text" of JSON lines; a text file of
     a single document is cut into windows. Without --data the original writes the text.
+
+    Exit code 0: it passes; 3: it fails, or the evidence is too small to say; 2: something is not
+    as needed; 130: interrupted. A run that was interrupted or killed goes on when it is repeated.
     """
     progress = make_progress("auto")
-    with exit_codes(progress, lambda: "nothing was written"):
+    with exit_codes(progress, lambda: "no report was written"):
+        _check_outputs(json_file, page)
         from rich.console import Console
 
         from compress.gate.evaluation_command import Asked, evaluate_folder
-        from compress.gate.page import make_page
         from compress.measure.table import make_table
 
-        limits = Gate(max_kl=max_kl, max_drop=max_drop)
-        cache = (cache_dir or default_cache_dir()).resolve()
         asked = Asked(
-            artefact=artefact, original=original, limits=limits, cache_dir=cache, **options
+            limits=Gate(max_kl=max_kl, max_drop=max_drop),
+            cache_dir=(cache_dir or default_cache_dir()).resolve(),
+            **options,
         )
         report = evaluate_folder(asked, progress)
         Console().print(make_table(report.evaluation))
         print(report.line())
         if json_file is not None:
-            verdict = {"outcome": report.verdict.outcome.value, "line": report.line()}
-            figures = {**asdict(report.evaluation), "verdict": verdict}
-            text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
-            with writing(json_file, "name another file with --json"):
-                json_file.write_text(text, encoding="utf-8")
+            _write(json_file, _figures(report), "--json")
         if page is not None:
-            text = make_page(report, read_optional_json(artefact / MANIFEST_NAME))
-            with writing(page, "name another file with --report"):
-                page.write_text(text, encoding="utf-8")
+            from compress.gate.page import make_page
+
+            manifest = read_optional_json(asked.artefact / MANIFEST_NAME)
+            _write(page, make_page(report, manifest), "--report")
+    if report.verdict.outcome is not Outcome.PASS:
+        sys.exit(REFUSED)
+
+
+def _check_outputs(json_file: Path | None, page: Path | None) -> None:
+    for file, option in ((json_file, "--json"), (page, "--report")):
+        if file is not None:
+            check_output(file, option)
+    if json_file is not None and page is not None and json_file.resolve() == page.resolve():
+        raise CompressError(f"--json and --report are both {page}: name two files")
+
+
+def _figures(report: Report) -> str:
+    verdict = {"outcome": report.verdict.outcome.value, "line": report.line()}
+    figures = {**asdict(report.evaluation), "verdict": verdict}
+    return json.dumps(figures, indent=2, allow_nan=False) + "\n"
+
+
+def _write(file: Path, text: str, option: str) -> None:
+    with writing(file, f"name another file with {option}"):
+        file.write_text(text, encoding="utf-8")
 
 
 @click.command("judge")

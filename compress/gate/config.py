@@ -15,7 +15,7 @@ class Gate:
 
     Limits: ``max_kl`` in nats per token, ``max_drop`` a share of a task's questions. ``data`` are
     text files; without, the original writes ``documents`` of ``length`` tokens. ``restore``: what
-    does not pass gets its worst layers back, one precision up.
+    does not pass gets its worst layers back, one precision up. ``speed``: generating is timed too.
     """
 
     mode: Mode = "off"
@@ -26,3 +26,4 @@ class Gate:
     documents: int = 32
     length: int = 128
     restore: bool = False
+    speed: bool = False

@@ -1,4 +1,4 @@
-"""``venturi evaluate``: one artefact, judged without a cache."""
+"""``venturi evaluate``: one artefact, measured anew whatever the cache has."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,15 +7,14 @@ from compress.documents import context_length
 from compress.gate.config import Gate
 from compress.gate.engine_identity import engine_identity
 from compress.gate.folders import check_intact, check_original
-from compress.gate.judging import calibration_ids
+from compress.gate.judging import Judge
 from compress.gate.report import Report
 from compress.gate.verdict import judge
-from compress.measure.evaluate import evaluate
-from compress.measure.speed import measure_speed
 from compress.measure.tasks import read_tasks
-from compress.measure.text import EvaluationText, generate_text, read_files
+from compress.measure.text import EvaluationText, read_files
 from compress.progress import Progress
 from compress.sources import HashMemo
+from engine.formats.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +42,15 @@ def evaluate_folder(asked: Asked, progress: Progress) -> Report:
     memo = HashMemo(asked.cache_dir / "hashes.json")
     known = check_original(asked.artefact, asked.original, memo, "--against")
     check_intact(asked.artefact, memo)
-    tasks = read_tasks(asked.original, asked.tasks)
-    evaluation = evaluate(
-        asked.artefact,
-        asked.original,
-        _text(asked, progress),
-        tasks=tasks,
-        kv_dtype=asked.kv_dtype,
-        progress=progress,
-    )
-    if asked.speed:
-        speed = measure_speed(asked.original, asked.artefact, asked.kv_dtype, progress)
-        evaluation = replace(evaluation, speed=speed)
+    for folder in (asked.original, asked.artefact):
+        Checkpoint.open(folder)
+    read_tasks(asked.original, asked.tasks)
+    judging = _judging(asked, progress)
+    text = _text(asked, judging)
+    key, evaluation = judging.evaluation(asked.artefact, text, None, anew=True)
     return Report(
-        key="",
-        gate=asked.limits,
+        key=key,
+        gate=judging.gate,
         verdict=judge(evaluation, asked.limits),
         evaluation=evaluation,
         engine=engine_identity(),
@@ -65,12 +58,27 @@ def evaluate_folder(asked: Asked, progress: Progress) -> Report:
     )
 
 
-def _text(asked: Asked, progress: Progress) -> EvaluationText:
+def _judging(asked: Asked, progress: Progress) -> Judge:
+    gate = replace(
+        asked.limits,
+        tasks=tuple(map(str, asked.tasks)),
+        documents=asked.documents or asked.limits.documents,
+        length=asked.window,
+        speed=asked.speed,
+    )
+    return Judge(
+        original=asked.original,
+        gate=gate,
+        seed=0,
+        kv_dtype=asked.kv_dtype,
+        cache_dir=asked.cache_dir,
+        progress=progress,
+    )
+
+
+def _text(asked: Asked, judging: Judge) -> EvaluationText:
+    if not asked.data:
+        return judging.text(asked.artefact)
     window = min(asked.window, context_length(asked.original))
-    if asked.data:
-        limit = asked.documents
-        return read_files(asked.original, asked.data, window=window, limit=limit, seed=0)
-    count = asked.documents or asked.limits.documents
-    progress.phase("generating", f"{count} x {window} tokens to evaluate on")
-    avoid = calibration_ids(asked.artefact)
-    return generate_text(asked.original, documents=count, window=window, seed=0, avoid=avoid)
+    limit = asked.documents
+    return read_files(asked.original, asked.data, window=window, limit=limit, seed=0)

@@ -1,34 +1,34 @@
 """Judges an artefact, with what was measured before where nothing has changed since.
 
 ``<cache>/texts`` keeps what originals wrote, ``<cache>/evaluations`` what was measured: a changed
-limit is judged anew without measuring. Imports no torch until something is measured.
+limit is judged anew without measuring, a killed evaluation goes on. Imports no torch until
+something is measured.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from compress.cache import CACHE_REMEDY
 from compress.documents import context_length
 from compress.errors import CompressError, writing
-from compress.files import locked, write_whole
+from compress.files import write_whole
 from compress.gate.config import FEWEST_DOCUMENTS, Gate
 from compress.gate.engine_identity import engine_identity
+from compress.gate.entries import Entries
 from compress.gate.folders import check_intact
 from compress.gate.report import Report, Restored, write_report
 from compress.gate.verdict import Verdict, judge, not_achievable
 from compress.measure import text as texts
-from compress.measure.figures import Evaluation
+from compress.measure.figures import Evaluation, Speed
+from compress.measure.scored import Scored
 from compress.measure.tasks import Task, read_tasks
 from compress.measure.text import EvaluationText
 from compress.progress import Progress
-from compress.sources import CALIBRATION_NAME, MANIFEST_NAME, HashMemo, hash_sources
+from compress.sources import CALIBRATION_NAME, MANIFEST_NAME
 from engine.client.files import read_optional_json
 
 # Of what is measured and how text is generated.
@@ -116,6 +116,7 @@ class Judge:
 
     def measure(self, artefact: Path, half: Half) -> Measured:
         """What the limits make of a half of text and questions. Raises as ``report``."""
+        check_intact(artefact, self._entries.memo())
         text = self.text(artefact)
         key, evaluation = self.evaluation(artefact, text if half is None else text.half(half), half)
         return Measured(key, evaluation, judge(evaluation, self.gate))
@@ -128,11 +129,11 @@ class Judge:
         calibration = calibration_ids(artefact)
         parts = {
             "method": _METHOD_VERSION,
-            "original": self._hashes(self.original),
+            "original": self._entries.hashes(self.original),
             "gate": [documents, window, self.seed],
             "calibration": calibration,
         }
-        with self._entry("texts", parts) as (_, file):
+        with self._entries.entry("texts", parts) as (_, file):
             if (saved := texts.load(file)) is not None:
                 return saved
             detail = f"{documents} x {window} tokens to evaluate on"
@@ -166,66 +167,58 @@ class Judge:
         return read_tasks(self.original, [Path(name) for name in self.gate.tasks])
 
     def evaluation(
-        self, artefact: Path, text: EvaluationText, half: Half
+        self, artefact: Path, text: EvaluationText, half: Half, *, anew: bool = False
     ) -> tuple[str, Evaluation]:
-        """What was measured, now or before, and its key."""
-        check_intact(artefact, self._memo())
+        """What was measured, now or before, and its key; ``anew``: now, and not kept.
+
+        A run that is killed leaves what it scored to the next one.
+        """
         parts = {
             "method": _METHOD_VERSION,
-            "original": self._hashes(self.original),
-            "artefact": self._hashes(artefact),
+            "original": self._entries.hashes(self.original),
+            "artefact": self._entries.hashes(artefact),
             "runtime": read_optional_json(artefact / MANIFEST_NAME).get("runtime"),
             "text": [text.sha256, text.window],
-            "tasks": [self._task_hashes(), half],
+            "tasks": [self._entries.named_hashes(self.gate.tasks), half],
             "kv_dtype": self.kv_dtype,
             "engine": engine_identity(),
         }
-        with self._entry("evaluations", parts) as (key, file):
-            evaluation = _load(file)
-            if evaluation is None:
-                from compress.measure.evaluate import evaluate
-
-                tasks = self._tasks()
-                evaluation = evaluate(
-                    artefact,
-                    self.original,
-                    text,
-                    tasks=tasks if half is None else [task.half(half) for task in tasks],
-                    kv_dtype=self.kv_dtype,
-                    progress=self.progress,
-                )
+        with self._entries.entry("evaluations", parts) as (key, file):
+            found = None if anew else _load(file)
+            scored = Scored(file.with_suffix(".scored"), CACHE_REMEDY)
+            evaluation = found or self._measured(artefact, text, half, scored)
+            if self.gate.speed and half != SELECTION and not evaluation.speed:
+                evaluation = replace(evaluation, speed=self._speed(artefact))
+            if evaluation != found and not anew:
                 with writing(file.parent, CACHE_REMEDY):
                     write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
-            return key, evaluation
+            scored.remove()
+            return key, evaluation if self.gate.speed else replace(evaluation, speed=())
 
-    def _hashes(self, folder: Path) -> Mapping[str, str]:
-        memo = self._memo()
-        hashes = hash_sources(folder, memo).hashes
-        memo.save()
-        return hashes
+    def _measured(
+        self, artefact: Path, text: EvaluationText, half: Half, scored: Scored
+    ) -> Evaluation:
+        from compress.measure.evaluate import evaluate
 
-    def _task_hashes(self) -> list[list[str]]:
-        memo = self._memo()
-        try:
-            found = [[Path(name).stem, memo.sha256(Path(name))] for name in self.gate.tasks]
-        except OSError as error:
-            raise CompressError(f"{error.filename} cannot be read: {error.strerror}") from error
-        memo.save()
-        return found
+        tasks = self._tasks()
+        return evaluate(
+            artefact,
+            self.original,
+            text,
+            tasks=tasks if half is None else [task.half(half) for task in tasks],
+            kv_dtype=self.kv_dtype,
+            progress=self.progress,
+            scored=scored,
+        )
 
-    def _memo(self) -> HashMemo:
-        return HashMemo(self.cache_dir / "hashes.json")
+    def _speed(self, artefact: Path) -> tuple[Speed, ...]:
+        from compress.measure.speed import measure_speed
 
-    @contextmanager
-    def _entry(self, kind: str, parts: dict[str, Any]) -> Iterator[tuple[str, Path]]:
-        """(key, file) of a cache entry, locked: a second process waits and then finds it."""
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        folder = self.cache_dir / kind
-        with writing(folder, CACHE_REMEDY):
-            folder.mkdir(parents=True, exist_ok=True)
-        busy = "another process measures the same"
-        with locked(folder / f"{key}.lock", self.progress, busy, CACHE_REMEDY):
-            yield key, folder / f"{key}.json"
+        return measure_speed(self.original, artefact, self.kv_dtype, self.progress)
+
+    @property
+    def _entries(self) -> Entries:
+        return Entries(self.cache_dir, self.progress)
 
 
 def calibration_ids(artefact: Path) -> list[list[int]]:

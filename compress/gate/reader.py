@@ -22,6 +22,7 @@ def read_gate(nodes: RecipeNodes, node: Node | None) -> Gate:
         "documents": nodes.positive,
         "length": nodes.positive,
         "restore": nodes.boolean,
+        "speed": nodes.boolean,
         "data": lambda value, what: _paths(nodes, value, what),
         "tasks": lambda value, what: _paths(nodes, value, what),
     }

@@ -1,7 +1,8 @@
 """What compression cost: an artefact against its original, both through the engine that serves."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,9 +10,10 @@ import torch
 from compress.errors import CompressError
 from compress.measure.answers import is_right
 from compress.measure.figures import Evaluation, TaskResult
+from compress.measure.scored import Scored
 from compress.measure.sides import MakeScorer, Timed, open_pair
-from compress.measure.statistics import DocumentSums, compare, kl_estimate, summarise
-from compress.measure.tasks import Task
+from compress.measure.statistics import DocumentSums, compare, entropy, kl_estimate, summarise
+from compress.measure.tasks import Question, Task
 from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
 from engine.scoring import Scorer
@@ -26,6 +28,7 @@ def evaluate(
     kv_dtype: str = "auto",
     scorer: MakeScorer = Scorer,
     progress: Progress | None = None,
+    scored: Scored | None = None,
 ) -> Evaluation:
     """Compares ``artefact``, as it is served, with ``original`` on an fp32 KV cache.
 
@@ -37,16 +40,19 @@ def evaluate(
         kv_dtype: of the artefact's KV cache; ``auto`` is what the artefact asks for.
         scorer: makes a scorer; tests give their own.
         progress: is told of each document and question.
+        scored: keeps what was scored when this ends early, and has it from before.
 
     Raises:
         CompressError, ModelLoadError: a folder or a text is not as needed.
+        KeyboardInterrupt: its text is what was kept.
     """
     longest = max([text.window, *(task.longest for task in tasks)])
     with open_pair(original, artefact, window=longest, kv_dtype=kv_dtype, scorer=scorer) as pair:
-        work = _Work(*pair, progress or NoProgress())
+        work = _Work(*pair, progress or NoProgress(), scored or Scored(None, ""))
         work.begin(text, tasks)
-        sums = [work.document(list(ids)) for ids in text.documents]
-        results = tuple(work.task(task) for task in tasks)
+        with work.kept():
+            sums = [work.document(list(ids)) for ids in text.documents]
+            results = tuple(work.task(task) for task in tasks)
         broken = sum(not one.finite for one in sums)
         return Evaluation(
             original=work.original.side(),
@@ -58,6 +64,7 @@ def evaluate(
             broken=broken,
             quality=None if broken else summarise(sums),
             kl=None if broken else kl_estimate(sums),
+            entropy=entropy(sums),
             tasks=results,
         )
 
@@ -65,41 +72,74 @@ def evaluate(
 class _Work:
     """Both models, and how far they are."""
 
-    def __init__(self, original: Timed, artefact: Timed, progress: Progress) -> None:
+    def __init__(
+        self, original: Timed, artefact: Timed, progress: Progress, scored: Scored
+    ) -> None:
         self.original = original
         self.artefact = artefact
         self._progress = progress
-        self._items = self._done = 0
+        self._scored = scored
+        self._items = self._done = self._found = 0
         self._start = time.perf_counter()
 
     def begin(self, text: EvaluationText, tasks: Sequence[Task]) -> None:
         questions = sum(len(task.questions) for task in tasks)
         self._items = len(text.documents) + questions
-        detail = f"{len(text.documents)} documents" + (f", {questions} questions" * bool(questions))
+        self._scored.load(torch.get_num_threads())
+        self._found = len(self._scored.rows)
+        self.original.spent, self.artefact.spent = self._scored.spent
+        detail = f"{len(text.documents):,} documents"
+        detail += f", {questions:,} questions" if questions else ""
+        detail += f", of which {self._found:,} were scored before" if self._found else ""
         self._progress.phase("evaluating", detail)
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Saves what was scored where the block does not come to its end."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._scored.save()
+            found = f"{len(self._scored.rows):,} of {self._items:,} documents and questions"
+            raise KeyboardInterrupt(f"{found} are scored, and kept for the next run") from None
+        except BaseException:
+            self._scored.save()
+            raise
 
     def document(self, ids: list[int]) -> DocumentSums:
-        sums = compare(self.original.logits(ids), self.artefact.logits(ids), torch.tensor(ids))
-        if not sums.original_is_finite:
-            raise CompressError("the original gives NaN or infinite logits: it cannot be served")
-        self._tick("documents")
-        return sums
+        def score() -> list[float]:
+            sums = compare(self.original.logits(ids), self.artefact.logits(ids), torch.tensor(ids))
+            if not sums.original_is_finite:
+                raise CompressError(
+                    "the original gives NaN or infinite logits: it cannot be served"
+                )
+            return sums.row()
+
+        return DocumentSums.from_row(self._row("documents", score))
 
     def task(self, task: Task) -> TaskResult:
         right = lost = gained = 0
         for question in task.questions:
-            before = is_right(self.original.logits, question)
-            after = is_right(self.artefact.logits, question)
+
+            def score(question: Question = question) -> list[float]:
+                sides = (self.original, self.artefact)
+                return [is_right(side.logits, question) for side in sides]
+
+            before, after = map(bool, self._row(task.name, score))
             right += before
             lost += before and not after
             gained += after and not before
-            self._tick(task.name)
         return TaskResult(
             name=task.name, items=len(task.questions), chance=task.chance,
             original_correct=right, lost=lost, gained=gained,
         )  # fmt: skip
 
-    def _tick(self, name: str) -> None:
+    def _row(self, name: str, score: Callable[[], list[float]]) -> list[float]:
+        """The next row, scored now or before."""
         self._done += 1
-        each = (time.perf_counter() - self._start) / self._done
-        self._progress.layer(self._done, self._items, name, each * (self._items - self._done))
+        if self._done > self._found:
+            self._scored.add(score(), (self.original.spent, self.artefact.spent))
+            each = (time.perf_counter() - self._start) / (self._done - self._found)
+            self._progress.layer(self._done, self._items, name, each * (self._items - self._done))
+        return self._scored.rows[self._done - 1]

@@ -12,6 +12,7 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.generated import threads
 from compress.measure.figures import Side
+from compress.measure.scored import Spent
 from engine.config import CacheConfig, EngineConfig, KernelConfig
 from engine.types import ModelReport
 
@@ -49,27 +50,26 @@ class Timed:
     def __init__(self, scorer: ScorerLike, folder: Path) -> None:
         self._scorer = scorer
         self._folder = folder
-        self._tokens = 0
-        self._seconds = 0.0
+        self.spent: Spent = (0, 0.0)
 
     def logits(self, ids: list[int]) -> Tensor:
         """float32 [T, V]: row i predicts token i + 1."""
         start = time.perf_counter()
         logits = self._scorer.logits(ids)
-        self._seconds += time.perf_counter() - start
-        self._tokens += len(ids)
+        tokens, seconds = self.spent
+        self.spent = tokens + len(ids), seconds + time.perf_counter() - start
         return logits
 
     def side(self) -> Side:
         """For the report, after at least one call of ``logits``."""
-        report = self._scorer.report
+        report, (tokens, seconds) = self._scorer.report, self.spent
         return Side(
             folder=str(self._folder),
             weights=report.weights,
             head=report.head,
             kv_dtype=report.kv_dtype,
             weight_bytes=report.weight_bytes,
-            tokens_per_second=round(self._tokens / self._seconds, 1),
+            tokens_per_second=round(tokens / seconds, 1),
             kernels=report.kernels,
         )
 

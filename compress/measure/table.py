@@ -43,6 +43,12 @@ def make_table(result: Evaluation) -> Table:
             f"{one.artefact:.0f}",
             f"x {one.ratio:.2f}",
         )
+        table.add_row(
+            f"memory, batch {one.batch}, MB",
+            f"{one.original_bytes / 1e6:.1f}",
+            f"{one.artefact_bytes / 1e6:.1f}",
+            f"x {one.artefact_bytes / one.original_bytes:.2f}",
+        )
     return table
 
 

@@ -24,7 +24,7 @@ from venturi.v1.model_pb2_grpc import ModelServiceStub
 STRICT = """\
 version: 1
 modifiers: [{type: rtn, scheme: w4a8, group_size: 32}]
-gate: {mode: enforce, max_kl: 0.001, documents: 8, length: 32}
+gate: {mode: enforce, max_kl: 0.001, documents: 8, length: 32, speed: true}
 """
 Health = health_pb2.HealthCheckResponse
 
@@ -61,6 +61,7 @@ def test_what_fails_is_refused_and_says_why(strict: Path, cache_dir: Path) -> No
         model = get_model(channel)
         assert (model.variant, model.quality.verdict) == ("strict", "fail")
         assert model.quality.mean_kl_nats > 0.001
+        assert model.speed.decode_1 > 0 < model.speed.decode_32
         assert "above the limit" in model.quality.explanation
         assert model.provenance.recipe == "strict"
         assert not model.layers
@@ -92,6 +93,7 @@ def test_what_passes_is_served(cache_dir: Path, pool: tuple[str, ...]) -> None:
     with ServerProcess(*flags, *pool) as server, grpc.insecure_channel(server.target) as channel:
         quality = get_model(channel).quality
         assert quality.verdict == "pass"
+        assert not get_model(channel).HasField("speed")
         assert quality.tokens == 32 * 127
         assert 0 < quality.mean_kl_nats < 0.002
 

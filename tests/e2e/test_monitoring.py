@@ -6,8 +6,10 @@ the first norm makes infinity of a feature that no other token has.
 
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 
 import grpc
@@ -15,6 +17,9 @@ import pytest
 import torch
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as collector
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 from safetensors.torch import load_file, save_file
 
 from server.testing import ServerProcess
@@ -154,6 +159,93 @@ def test_a_fallback_serves_the_original(start: Callable[..., ServerProcess]) -> 
         assert len(re.findall("back from w8a8 to the original: .*; restart in", server.output)) == 1
         load = AdminServiceStub(channel).GetLoad(admin_pb2.GetLoadRequest())
         assert (load.engine_restarts_total, load.running, load.kv_blocks_used) == (1, 0, 0)
+
+
+class Receiver(metrics_service_pb2_grpc.MetricsServiceServicer):
+    """Keeps the last value of each metric by its attributes."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[tuple[object, ...], float]] = {}
+        self._arrived = threading.Condition()
+
+    def Export(
+        self, request: collector.ExportMetricsServiceRequest, context: grpc.ServicerContext
+    ) -> collector.ExportMetricsServiceResponse:
+        with self._arrived:
+            for metric in (
+                m for r in request.resource_metrics for s in r.scope_metrics for m in s.metrics
+            ):
+                kind = getattr(metric, metric.WhichOneof("data"))
+                for point in kind.data_points:
+                    found = self._values.setdefault(metric.name, {})
+                    found[_attributes(point)] = getattr(point, point.WhichOneof("value"))
+            self._arrived.notify_all()
+        return collector.ExportMetricsServiceResponse()
+
+    def wait_for(self, wanted: float, name: str, *attributes: object) -> None:
+        """Until the metric has that value under the attributes, which all must be there."""
+        give_up = time.monotonic() + 30
+        with self._arrived:
+            while wanted not in self.values(name, *attributes):
+                assert time.monotonic() < give_up, (name, self._values)
+                self._arrived.wait(0.1)
+
+    def values(self, name: str, *attributes: object) -> list[float]:
+        points = self._values.get(name, {})
+        return [value for key, value in points.items() if set(attributes) <= set(key)]
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._values)
+
+
+def _attributes(point: NumberDataPoint) -> tuple[object, ...]:
+    return tuple(getattr(a.value, a.value.WhichOneof("value")) for a in point.attributes)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    receiver = Receiver()
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    receiver.endpoint = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
+    server.start()
+    yield receiver
+    server.stop(0).wait()
+
+
+def test_metrics_arrive_also_of_a_fallback(
+    sabotaged: Path, pool: tuple[str, ...], receiver: Receiver
+) -> None:
+    env = {
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": receiver.endpoint,  # type: ignore[attr-defined]
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        **SOON,
+    }
+    flags = "--cache-dir", str(sabotaged), *pool, *EACH_STEP, "--fallback", "alarm"
+    with (
+        ServerProcess(*flags, env=env) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        generate(channel, SOUND)
+        receiver.wait_for(4, "venturi.tokens", "input", "venturi-mini")
+        receiver.wait_for(8, "venturi.tokens", "output", "w8a8")
+        receiver.wait_for(0, "venturi.requests", "running")
+        receiver.wait_for(8, "venturi.monitor.sampled_steps", "w8a8")
+        receiver.wait_for(0, "venturi.kv_cache.blocks", "used", "w8a8")
+        assert receiver.values("venturi.kv_cache.blocks", "free", "w8a8")[0] > 0
+        for layer in range(6):
+            (share,) = receiver.values("venturi.activation.zeroed_share", layer, "w8a8")
+            assert 0 < share < 0.5
+        assert receiver.values("venturi.logits.entropy", "w8a8")[0] > 0
+        assert "venturi.logits.entropy_shift" not in receiver.names, "there is no reference"
+        receiver.wait_for(0, "venturi.alarm", "non_finite", "w8a8")
+        failure(channel, BAD)
+        when_served(channel, BAD)
+        receiver.wait_for(1, "venturi.fallback", "original")
+        receiver.wait_for(1, "venturi.engine.restarts", "original")
+        receiver.wait_for(0, "venturi.alarm", "non_finite", "original")
 
 
 def test_a_fallback_needs_an_original(cache_dir: Path) -> None:

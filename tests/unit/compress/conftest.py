@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compress.sources import model_hashes
 from engine.testing import TOKENIZER_JSON
 
 MakeModel = Callable[..., Path]
@@ -54,6 +55,23 @@ def make_model(tmp_path: Path) -> MakeModel:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sabotage() -> Callable[[Path, float], None]:
+    """sabotage(artefact, factor): decoder layer 3 as if it had been compressed so badly."""
+
+    def multiply(artefact: Path, factor: float) -> None:
+        tensors = load_file(artefact / "model.safetensors")
+        for name, tensor in tensors.items():
+            if name.startswith("model.layers.3.") and name.endswith("_scale"):
+                tensor.mul_(factor)
+        save_file(tensors, artefact / "model.safetensors", metadata={"format": "pt"})
+        manifest = json.loads((artefact / "venturi.json").read_text())
+        manifest["hashes"] = model_hashes(artefact)
+        (artefact / "venturi.json").write_text(json.dumps(manifest))
+
+    return multiply
 
 
 def _tensors(layers: int, hidden: int, mlp: int, vocab: int, tied: bool) -> dict[str, Tensor]:

@@ -151,6 +151,36 @@ def test_evaluate_writes_a_page(mini: Path, tmp_path: Path) -> None:
     html.close()
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--max-kl", "1e-6"], 3, "fail: KL to the original is 0.00"),
+        (["--documents", "2"], 3, "inconclusive: "),
+        (["--json", "{tmp}/no/x.json"], 2, "{tmp}/no is not a folder: make it, or name another"),
+        (["--report", "{tmp}"], 2, "{tmp} is a folder: name another file with --report"),
+        (["--report", "{tmp}/x", "--json", "{tmp}/x"], 2, "are both {tmp}/x: name two files"),
+        (["--report", "/proc/self/x"], 2, "cannot write to /proc/self/x"),
+        (["--task", "{tmp}/gone.jsonl"], 2, "gone.jsonl cannot be read: No such file"),
+        (["--data", "{tmp}/gone.txt"], 2, "gone.txt cannot be read: No such file"),
+        (["--against", "{tmp}/gone"], 2, "{tmp}/gone is not a folder"),
+        (["--cache-dir", "{tmp}/w8a8/config.json"], 2, "writable folder with --cache-dir"),
+    ],
+)
+def test_how_evaluate_ends(
+    mini: Path, tmp_path: Path, options: list[str], code: int, message: str
+) -> None:
+    compress("w8a8", mini, tmp_path / "w8a8")
+    arguments = [tmp_path / "w8a8", "--against", mini, "--documents", 8, "--window", 24]
+    arguments += ["--cache-dir", tmp_path / "cache"]
+    filled = [option.format(tmp=tmp_path) for option in options]
+    done = CliRunner().invoke(evaluate_command, [*map(str, arguments), *filled])
+    assert done.exit_code == code
+    assert message.format(tmp=tmp_path) in done.output
+    if code == 2:
+        assert "evaluating" not in done.output
+        assert done.stderr.splitlines()[-1].startswith("venturi: ")
+
+
 def test_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

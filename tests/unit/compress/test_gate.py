@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from compress.gate.verdict import judge
 from compress.measure import text as texts
 from compress.measure.answers import is_right, log_likelihood
 from compress.measure.figures import (
+    Entropy,
     Estimate,
     Evaluation,
     Interval,
@@ -40,10 +41,10 @@ from compress.measure.figures import (
 from compress.measure.tasks import Choice, Question, read_tasks
 from compress.measure.text import NGRAM, EvaluationText, generate_text, ngrams
 from compress.progress import NoProgress
-from compress.sources import model_hashes
 from engine.errors import ModelLoadError
 
 MakeModel = Callable[..., Path]
+Sabotage = Callable[[Path, float], None]
 WORDS = ["the", "cat", "cats", "sleep", "sleeps", "dog", "runs", "run"]
 SIDE = Side(
     folder="f", weights="int8", head="int8", kv_dtype="int8", weight_bytes=1, tokens_per_second=1
@@ -60,7 +61,8 @@ def evaluation(kl: Estimate | None, *tasks: TaskResult) -> Evaluation:
         )  # fmt: skip
     return Evaluation(
         original=SIDE, artefact=SIDE, data=("generated",), data_sha256="0", window=4,
-        documents=30, broken=0 if kl else 3, quality=quality, kl=kl, tasks=tasks,
+        documents=30, broken=0 if kl else 3, quality=quality, kl=kl,
+        entropy=Entropy(mean=2.0, deviation=1.0), tasks=tasks,
     )  # fmt: skip
 
 
@@ -156,11 +158,12 @@ def test_the_kl_that_may_stay(found: Estimate, share: float) -> None:
 
 
 def test_what_is_slower_everywhere_is_flagged() -> None:
-    speed = tuple(Speed(batch=batch, original=10.0, artefact=9.0) for batch in (1, 8, 32))
+    sizes = {"original_bytes": 2, "artefact_bytes": 1}
+    speed = tuple(Speed(batch=b, original=10.0, artefact=9.0, **sizes) for b in (1, 8, 32))
     verdict = judge(replace(evaluation(LOW), speed=speed), Gate())
     assert verdict.outcome is Outcome.PASS
     assert "slower than the original at every batch size (x 0.90 at best)" in verdict.sentence
-    faster = (*speed[:2], Speed(batch=32, original=10.0, artefact=11.0))
+    faster = (*speed[:2], Speed(batch=32, original=10.0, artefact=11.0, **sizes))
     assert "slower" not in judge(replace(evaluation(LOW), speed=faster), Gate()).sentence
 
 
@@ -334,20 +337,6 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sabotage(artefact: Path, factor: float) -> None:
-    """Multiplies the scales of one decoder layer, as if it had been compressed so badly."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(artefact / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.startswith("model.layers.3.") and name.endswith("_scale"):
-            tensor.mul_(factor)
-    save_file(tensors, artefact / "model.safetensors", metadata={"format": "pt"})
-    manifest = json.loads((artefact / "venturi.json").read_text())
-    manifest["hashes"] = model_hashes(artefact)
-    (artefact / "venturi.json").write_text(json.dumps(manifest))
-
-
 def test_a_verdict_is_found_again_until_something_changes(
     mini: Path, artefact: Path, tmp_path: Path
 ) -> None:
@@ -363,14 +352,38 @@ def test_a_verdict_is_found_again_until_something_changes(
     refused = strict.report(artefact)
     assert refused.refused
     assert phases(strict) == []
-    assert json.loads((artefact / "venturi.json").read_text())["verdict"]["outcome"] == "fail"
+    manifest = json.loads((artefact / "venturi.json").read_text())
+    assert manifest["verdict"]["outcome"] == "fail"
+    assert manifest["reference_entropy"] == asdict(report.evaluation.entropy)
     fp32 = replace(make_judge(mini, tmp_path), kv_dtype="fp32")
     assert fp32.report(artefact).evaluation.artefact.kv_dtype == "fp32"
     assert phases(fp32) == ["evaluating"]
 
 
+def test_speed_is_timed_once_where_it_is_asked_for(
+    mini: Path, artefact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.measure.speed.BATCHES", (1, 2))
+    plain = make_judge(mini, tmp_path).report(artefact)
+    assert plain.evaluation.speed == ()
+    assert plain.event()["decode"] == {}
+    timing = make_judge(mini, tmp_path, speed=True)
+    report = timing.report(artefact)
+    assert phases(timing) == ["evaluating"]
+    one, two = report.evaluation.speed
+    assert (one.batch, two.batch) == (1, 2)
+    assert report.event()["decode"] == {"1": one.artefact, "2": two.artefact}
+    # A sequence of 48 tokens fills three blocks: float32 keys and values of 4 heads in 6 layers.
+    assert two.original_bytes - one.original_bytes == 48 * 2 * 6 * 4 * 32 * 4
+    assert one.artefact_bytes < one.original_bytes
+    again = make_judge(mini, tmp_path, speed=True)
+    assert again.report(artefact) == report == read_report(artefact)
+    assert phases(again) == []
+    assert make_judge(mini, tmp_path).report(artefact) == plain
+
+
 def test_a_changed_artefact_is_measured_again_and_fails(
-    mini: Path, artefact: Path, tmp_path: Path
+    mini: Path, artefact: Path, sabotage: Sabotage, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     judging = make_judge(mini, tmp_path / "cache")
@@ -385,7 +398,9 @@ def test_a_changed_artefact_is_measured_again_and_fails(
         judging.report(copy)
 
 
-def test_logits_that_overflow_are_refused(mini: Path, artefact: Path, tmp_path: Path) -> None:
+def test_logits_that_overflow_are_refused(
+    mini: Path, artefact: Path, sabotage: Sabotage, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(artefact, tmp_path / "copy"))
     sabotage(copy, 3e38)
     restored = Restored(name="layer 3", before="8 bit", after="original", contribution=None)

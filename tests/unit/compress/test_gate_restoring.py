@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from compress.cache import Built, compress_cached
 from compress.errors import CompressError
@@ -28,6 +27,7 @@ from compress.treatment import combine
 from engine.formats.checkpoint import Checkpoint
 
 MakeModel = Callable[..., Path]
+Sabotage = Callable[[Path, float], None]
 
 LAYERS = st.lists(
     st.tuples(st.integers(1, 9), st.floats(0, 1) | st.just(float("inf"))), min_size=1, max_size=12
@@ -128,15 +128,7 @@ def test_a_modifier_that_has_no_layer_left_goes(make_model: MakeModel) -> None:
     assert make_plan(changed, checkpoint).treatments.keys() == treatments.keys() - steps.keys()
 
 
-def sabotage(artefact: Path) -> None:
-    tensors = load_file(artefact / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.startswith("model.layers.3.") and name.endswith("_scale"):
-            tensor.mul_(1.5)
-    save_file(tensors, artefact / "model.safetensors", metadata={"format": "pt"})
-
-
-def test_a_sabotaged_artefact_is_restored(mini: Path, tmp_path: Path) -> None:
+def test_a_sabotaged_artefact_is_restored(mini: Path, sabotage: Sabotage, tmp_path: Path) -> None:
     recipe, cache = resolve("w8a8"), tmp_path / "cache"
     judge = Judge(
         original=mini,
@@ -151,7 +143,7 @@ def test_a_sabotaged_artefact_is_restored(mini: Path, tmp_path: Path) -> None:
         return compress_cached(one, mini, cache, NoProgress())
 
     requested = build(recipe).artefact
-    sabotage(requested)
+    sabotage(requested, 1.5)
     built, report = compress_and_judge(recipe, build, judge)
     assert report.verdict.outcome is Outcome.PASS
     (restored,) = report.restored
@@ -236,14 +228,14 @@ def test_too_little_data_for_two_halves(
 
 
 def test_a_layer_without_numbers_costs_none(
-    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mini: Path, sabotage: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def costs(*_: object) -> list[float]:
         return [0.0, 0.0, 0.0, float("inf"), 0.0, 0.0]
 
     monkeypatch.setattr("compress.measure.contribution.contributions", costs)
     judge = judge_in(mini, tmp_path, length=48)
-    sabotage(compress_cached(resolve("w8a8"), mini, tmp_path, NoProgress()).artefact)
+    sabotage(compress_cached(resolve("w8a8"), mini, tmp_path, NoProgress()).artefact, 1.5)
     _, report = run(judge)
     (restored,) = report.restored
     assert (restored.name, restored.contribution) == ("layer 3", None)

@@ -137,7 +137,8 @@ def test_an_interrupt_says_what_is_kept(
     assert done.exit_code == 130
     (folder,) = tmp_path.glob(".out.*")
     assert done.stderr.splitlines()[-1] == (
-        f"venturi: interrupted: {folder} keeps the calibration text and 1 of 2 decoder layers: "
+        f"venturi: interrupted: mine was not written; {folder} keeps the calibration text and "
+        "1 of 2 decoder layers: "
         "the same command goes on from there"
     )
     done = CliRunner().invoke(compress_command, arguments)
@@ -153,7 +154,7 @@ def test_an_interrupt_before_anything_is_saved_keeps_nothing(
     options = ["--recipe", spec, "--out", str(tmp_path / "out"), "--progress", "plain"]
     done = CliRunner().invoke(compress_command, [str(make_model()), *options])
     assert done.exit_code == 130
-    assert done.stderr.splitlines()[-1] == "venturi: interrupted: nothing was written"
+    assert done.stderr.splitlines()[-1] == "venturi: interrupted: mine was not written"
     assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "model"}
 
 

@@ -109,6 +109,7 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
         ("version: 1\ngate: {length: 1}\n" + RTN, 2, "gate.length must be at least 2"),
         ("version: 1\ngate: {max_kI: 1}\n" + RTN, 2, "did you mean 'max_kl'?"),
         ("version: 1\ngate: {restore: often}\n" + RTN, 2, "gate.restore cannot be"),
+        ("version: 1\ngate: {speed: fast}\n" + RTN, 2, "gate.speed cannot be"),
         ("version: 1\ncalibration: {samples: 8}\n" + RTN, 2, "uses calibration"),
         ("version: 1\nmodifiers: []\n", 2, "modifiers is empty"),
         ("version: 1\nmodifiers: {type: rtn}\n", 2, "modifiers must be a list"),
