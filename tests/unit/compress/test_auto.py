@@ -20,6 +20,7 @@ from compress.errors import CompressError
 from compress.progress import NoProgress
 from compress.recipe import Calibration, Recipe, load, resolve
 from compress.sources import MANIFEST_NAME
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
 
 MakeModel = Callable[..., Path]
@@ -117,6 +118,16 @@ def test_a_speed_within_reach_is_kept(
     assert found.frontier.chosen.tokens_per_second == pytest.approx(1 / 2.2e-3, abs=0.01)
     speeds = [one.tokens_per_second for one in found.frontier.points]
     assert (max(speeds), min(speeds)) == pytest.approx((1 / 1.8e-3, 1 / 2.6e-3), abs=0.01)
+
+
+def test_a_broken_tokenizer_is_found_before_the_search(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.auto.run.generate", lambda *_, **__: pytest.fail("searched"))
+    model = make_model()
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is broken"):
+        resolve_auto(small(), model, tmp_path, NoProgress())
 
 
 def test_the_report_shows_the_frontier(make_model: MakeModel, tmp_path: Path) -> None:
