@@ -36,8 +36,7 @@ def check(
         CompressError: memory or disk is too small; ``remedy`` ends the disk's message.
         ModelLoadError: a file is missing or broken that the artefact needs to be served.
     """
-    Tokenizer.from_folder(checkpoint.folder)
-    GenerationDefaults.from_folder(checkpoint.folder)
+    check_served(checkpoint.folder)
     sizes = Sizes.of(plan, recipe, checkpoint)
     generate = recipe.calibration is not None and recipe.calibration.source == "generate"
     disk = _check_space(sizes, folder, remedy)
@@ -58,6 +57,12 @@ def check(
         f"needs about {_size(memory)} of memory{had}, {_size(disk)} of disk of "
         f"{_size(shutil.disk_usage(folder).free)} free, and roughly {_time(seconds)}",
     ]
+
+
+def check_served(folder: Path) -> None:
+    """Raises ``ModelLoadError`` for what the service would not start with, beside the weights."""
+    Tokenizer.from_folder(folder)
+    GenerationDefaults.from_folder(folder)
 
 
 def _seconds(

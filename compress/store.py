@@ -131,7 +131,7 @@ def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     """The store of the job ``key`` beside ``out``; removed where the block ends well.
 
     It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed
-    too. A second process waits. An interrupt gets a note of what stays.
+    too. A second process waits. The text of a KeyboardInterrupt is what stays.
     """
     folder = out.with_name(f".{out.name}.{fingerprint(key)[:16]}{_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,12 +147,12 @@ def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     except KeyboardInterrupt as interrupt:
         if not any(folder.glob("*.safetensors")):
             shutil.rmtree(folder, ignore_errors=True)
-        else:
-            done = len(list(folder.glob(f"{_LAYER}*.safetensors")))
-            interrupt.add_note(
-                f"{folder} keeps the calibration text and {done} of {layers} decoder layers: "
-                "the same command goes on from there"
-            )
+            raise
+        done = len(list(folder.glob(f"{_LAYER}*.safetensors")))
+        interrupt.add_note(
+            f"{folder} keeps the calibration text and {done} of {layers} decoder layers: "
+            "the same command goes on from there"
+        )
         raise
     finally:
         os.close(descriptor)

@@ -94,6 +94,11 @@ def main() -> None:
 @click.option("--threads", type=int, help="Threads of the engine; default: by size.")
 @click.option("--cache-dir", type=click.Path(), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
+@click.option(
+    "--engine-timeout",
+    type=float,
+    help="Seconds without a word of the engine after which health says NOT_SERVING. Default 60.",
+)
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))

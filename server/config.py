@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from engine.client.files import QUANTIZATION_FILES
+from engine.client.heartbeat import DEFAULT_SILENCE_S
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
 NO_RECIPE = "none"
@@ -104,6 +105,7 @@ class ServerConfig(BaseSettings):
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
+    engine_timeout: float = Field(DEFAULT_SILENCE_S, gt=0, le=86400)
     request_timeout: float = Field(600.0, gt=0)
     write_timeout: float = Field(30.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -12,7 +12,7 @@ import click
 
 from venturi._client import Client
 from venturi._errors import APIConnectionError, APITimeoutError, VenturiError
-from venturi._explain import connect
+from venturi._explain import Unreachable, connect
 from venturi._options import GenerateOptions, Prompt
 from venturi._types import Generation, Model, Monitoring
 
@@ -235,4 +235,9 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
             f"{error.name} is not installed: pip install 'venturi-client[lm-eval]'"
         ) from error
     sys.argv = ["venturi lm-eval", "run", "--model", "venturi", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except APIConnectionError as error:
+        raise Unreachable(f"{error.message}: name the server with --model_args target=") from error
+    except VenturiError as error:
+        raise click.ClickException(error.message) from error

@@ -137,7 +137,8 @@ def test_an_interrupt_says_what_is_kept(
     assert done.exit_code == 130
     (folder,) = tmp_path.glob(".out.*")
     assert done.stderr.splitlines()[-1] == (
-        f"venturi: interrupted: {folder} keeps the calibration text and 1 of 2 decoder layers: "
+        f"venturi: interrupted: {folder} keeps the calibration text and "
+        "1 of 2 decoder layers: "
         "the same command goes on from there"
     )
     done = CliRunner().invoke(compress_command, arguments)
