@@ -184,12 +184,14 @@ class ArtefactWriter:
 
     def _kept_rows(self) -> list[LayerRow]:
         """The linears that stay as they are, and the head."""
-        rows = [self._kept_row(name, f"{name}.weight", _FLOAT) for name in self._plan.kept]
+        kept = "no modifier of the recipe is for it"
+        rows = [self._kept_row(name, f"{name}.weight", _FLOAT, kept) for name in self._plan.kept]
         execution = _LOADED_INT8 if self._job.recipe.head == "int8" else _FLOAT
-        head = self._kept_row(self._plan.head, f"{self._plan.head_weight}.weight", execution)
+        note = "the head" if self._job.recipe.head == "keep" else "the head: 8 bits when loaded"
+        head = self._kept_row(self._plan.head, f"{self._plan.head_weight}.weight", execution, note)
         return [*rows, head]
 
-    def _kept_row(self, name: str, tensor: str, execution: str) -> LayerRow:
+    def _kept_row(self, name: str, tensor: str, execution: str, note: str) -> LayerRow:
         info = self._checkpoint.info(tensor)
         storage = info.dtype.lower()
         if tensor != f"{name}.weight":
@@ -197,7 +199,7 @@ class ArtefactWriter:
         bits = 8 * info.nbytes / max(1, math.prod(info.shape))
         return LayerRow(
             name=name, storage=storage, execution=execution, method="none", bits=bits,
-            bytes=info.nbytes,
+            bytes=info.nbytes, note=note,
         )  # fmt: skip
 
     def _totals(self) -> dict[str, float]:

@@ -14,13 +14,15 @@ import click
 
 from compress.auto.resolve import resolve_auto
 from compress.cache import Built, compress_cached, default_cache_dir
-from compress.errors import CompressError
+from compress.errors import CompressError, check_output, write_output
 from compress.exits import REFUSED, exit_codes
 from compress.gate.cli import evaluate_command
 from compress.gate.config import MODES, Mode
 from compress.memory import rss_anon_bytes
 from compress.progress import Progress, make_progress
 from compress.recipe import Recipe, resolve
+from compress.sources import MANIFEST_NAME
+from engine.client.files import read_optional_json
 
 if TYPE_CHECKING:
     from compress.gate.judging import Judge
@@ -64,6 +66,9 @@ __all__ = ["compress_command", "evaluate_command", "export_command"]
     default="auto",
     help="KV cache that will serve, for the gate.",
 )
+@click.option(
+    "--report", "page", type=click.Path(path_type=Path), help="Write the gate's HTML page there."
+)
 def compress_command(mode: str, **options: Any) -> None:
     """Compress the Hugging Face folder MODEL.
 
@@ -74,7 +79,11 @@ def compress_command(mode: str, **options: Any) -> None:
     run = _Run(asked, make_progress(mode))
     with exit_codes(run.progress, run.kept):
         start = time.perf_counter()
+        if asked.page is not None:
+            check_output(asked.page, "--report")
         result = run.climbed() if asked.scale else run.compressed()
+        if asked.page is not None:
+            _write_page(asked.page, result)
         run.progress.done(run.event(result, time.perf_counter() - start))
     if result.report is not None and result.report.refused:
         sys.exit(REFUSED)
@@ -108,6 +117,7 @@ class _Asked:
     refuse_slow: bool
     gate: Mode | None
     kv_dtype: str
+    page: Path | None
 
     def check(self) -> None:
         """Raises ``UsageError`` for what does not go together."""
@@ -137,15 +147,22 @@ class _Result:
     line: str = ""
 
 
+def _write_page(page: Path, result: _Result) -> None:
+    from compress.gate.page import make_page
+
+    assert result.report is not None
+    manifest = read_optional_json(result.built.artefact / MANIFEST_NAME)
+    write_output(page, make_page(result.report, manifest), "--report")
+
+
 class _Run:
     """One command."""
 
     def __init__(self, asked: _Asked, progress: Progress) -> None:
         self.progress = progress
         self._asked = asked
-        # The artefacts that exist by now, and the recipe that another one is made by.
+        # The artefacts that exist by now.
         self._builds: list[Built] = []
-        self._making: Recipe | None = None
 
     def compressed(self) -> _Result:
         """By one recipe, whose gate may judge it."""
@@ -158,6 +175,8 @@ class _Run:
         if self._asked.gate is not None:
             recipe = replace(recipe, gate=replace(recipe.gate, mode=self._asked.gate))
         recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
+        if recipe.gate.mode == "off" and self._asked.page is not None:
+            raise CompressError("--report is the gate's, which is off: add --gate warn or enforce")
         if recipe.gate.mode == "off":
             return _Result(recipe=recipe, built=self._build(recipe))
         from compress.gate.flow import compress_and_judge
@@ -175,13 +194,9 @@ class _Run:
 
     def kept(self) -> str:
         """What an interrupted run leaves."""
-        last = f"{self._builds[-1].artefact} is there" if self._builds else ""
-        if self._making is None:
-            return f"{last}, not judged" if last else "nothing was written"
-        unfinished = f"{self._making.name} was not written"
-        if self._making.calibration is not None:
-            unfinished += ", layers that were finished are kept for the next run"
-        return f"{last}, {unfinished}" if last else unfinished
+        if not self._builds:
+            return "nothing was written"
+        return f"{self._builds[-1].artefact} is there, not judged"
 
     def event(self, result: _Result, seconds: float) -> dict[str, object]:
         """Fields of the ``done`` event; any of the builds may have compressed."""
@@ -202,9 +217,7 @@ class _Run:
         }
 
     def _build(self, recipe: Recipe) -> Built:
-        self._making = recipe
         self._builds.append(self._built(recipe))
-        self._making = None
         return self._builds[-1]
 
     def _built(self, recipe: Recipe) -> Built:

@@ -1,15 +1,20 @@
 """Text of files as token ids: windows for evaluation, and what calibration needs for its own."""
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from compress.errors import CompressError
+from compress.progress import NoProgress, Progress
 from engine.client.files import read_optional_json
 
 _SEPARATOR = "\0"
+# Documents that are tokenised at once.
+_BATCH = 1000
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -20,12 +25,14 @@ def context_length(model_dir: Path) -> int:
     return max(2, min(found, default=1 << 30))
 
 
-def read_windows(model_dir: Path, file: Path, *, window: int) -> list[list[int]]:
+def read_windows(
+    model_dir: Path, file: Path, *, window: int, progress: Progress | None = None
+) -> list[list[int]]:
     """Token ids of all windows of ``file``, tokenised as ``model_dir`` does.
 
     A document gives its first ``window`` tokens; a text file of a single document is cut into
     windows. Each begins with the bos token where the model has one; those that predict nothing
-    are left out.
+    are left out. ``progress`` is told of many documents.
 
     Raises:
         CompressError, ModelLoadError: the file cannot be read, or has no text.
@@ -35,14 +42,31 @@ def read_windows(model_dir: Path, file: Path, *, window: int) -> list[list[int]]
     windows: list[list[int]] = []
     documents = read_documents(file)
     whole = len(documents) == 1 and file.suffix != ".jsonl"
-    for document in documents:
-        ids = encode.encode(document, add_special_tokens=False).ids
+    for ids in _encoded(encode, documents, file, progress or NoProgress()):
         begins = range(0, len(ids), size) if whole else range(1)
         cut = [prefix + ids[begin : begin + size] for begin in begins]
         windows += [window_ids for window_ids in cut if len(window_ids) > 1]
     if not windows:
         raise CompressError(f"{file} has no text to evaluate on: name another file")
     return windows
+
+
+def _encoded(
+    encoder: Tokenizer, documents: list[str], file: Path, progress: Progress
+) -> Iterator[list[int]]:
+    """Token ids of each document, without special tokens."""
+    items, start = len(documents), time.perf_counter()
+    if items > _BATCH:
+        progress.phase("reading", f"{items:,} documents of {file}")
+    for begin in range(0, items, _BATCH):
+        for encoding in encoder.encode_batch(
+            documents[begin : begin + _BATCH], add_special_tokens=False
+        ):
+            yield encoding.ids
+        done = min(items, begin + _BATCH)
+        if items > _BATCH:
+            left = (time.perf_counter() - start) * (items - done) / done
+            progress.layer(done, items, "documents", left)
 
 
 def read_documents(file: Path) -> list[str]:

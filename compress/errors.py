@@ -48,3 +48,9 @@ def writing(target: Path, remedy: str) -> Iterator[None]:
         number = error.errno or 0
         reason = _REASONS.get(number, error.strerror or type(error).__name__)
         raise CompressError(f"cannot write to {target}: {reason}: {remedy}") from error
+
+
+def write_output(file: Path, text: str, option: str) -> None:
+    """Writes what ``option`` names. Raises ``CompressError``."""
+    with writing(file, f"name another file with {option}"):
+        file.write_text(text, encoding="utf-8")

@@ -54,8 +54,17 @@ def pack_linear(
         damping=rungs[-1] if rungs else None,
         sparsity_wanted=treatment.sparsity,
         sparsity=_digits(result.sparsity) if treatment.pruner else None,
+        note=_note(treatment, shape),
     )
     return {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}, row
+
+
+def _note(treatment: Treatment, shape: torch.Size) -> str | None:
+    if not treatment.fell_back:
+        return None
+    assert treatment.quantiser is not None
+    group = treatment.quantiser.group_size
+    return f"8 bits, for groups of {group} do not divide rows of {shape[-1]}"
 
 
 def _digits(value: float | None) -> float | None:

@@ -20,7 +20,7 @@ class LayerRow:
     ``method`` is what was asked for, ``kept`` what was the best of its contenders. Errors are
     None where they were not measured: ``relative_error`` of the weight, ``output_error`` and
     ``baseline_error`` (of RTN or magnitude) of the outputs on calibration inputs, squared.
-    ``damping`` is the step of the Hessian's ladder.
+    ``damping`` is the step of the Hessian's ladder; ``note`` says why a layer is not as asked for.
     """
 
     name: str
@@ -37,6 +37,7 @@ class LayerRow:
     damping: str | None = None
     sparsity_wanted: float | None = None
     sparsity: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

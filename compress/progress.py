@@ -4,7 +4,8 @@ With ``--progress json`` stdout has one JSON object a line, each with ``event`` 
 (unix time in nanoseconds); ``done`` or ``error`` is the last:
 
     phase  phase (climbing, hashing, waiting, searching, planning, generating, compressing,
-           verifying, publishing, evaluating or restoring), detail; of climbing it is the rung
+           verifying, publishing, reading, evaluating or restoring), detail; of climbing it is
+           the rung
     layer  item, items, name, seconds_left
     done   recipe, artefact, key, cached, seconds, peak_rss_anon_bytes, baseline_rss_anon_bytes;
            gate where there was one: mode, verdict, refused, line, data_sha256, tokens,
@@ -21,7 +22,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichBar
 
 
@@ -100,7 +101,7 @@ class PlainProgress:
         """See ``Progress``."""
         if time.monotonic() - self._told > 1 or item == items:
             self._told = time.monotonic()
-            print(f"{item}/{items} {name}, {seconds_left:.0f} s left", file=sys.stderr)
+            print(f"{item}/{items} {name}, {_left(seconds_left)}", file=sys.stderr)
 
     def done(self, result: Mapping[str, object]) -> None:
         """See ``Progress``."""
@@ -132,12 +133,12 @@ class BarProgress(PlainProgress):
     def layer(self, item: int, items: int, name: str, seconds_left: float) -> None:
         """See ``Progress``."""
         if self._bar is None:
-            text = TextColumn("{task.description}")
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text)
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self._bar = RichBar(*columns, console=self._console, transient=True)
             self._bar.add_task("", total=items)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=item, description=escape(name))
+        text = f"{escape(name)}, {_left(seconds_left)}"
+        self._bar.update(self._bar.task_ids[0], completed=item, description=text)
         if item == items:
             self._stop()
 
@@ -155,6 +156,13 @@ class BarProgress(PlainProgress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _left(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f"{minutes} min left"
 
 
 def make_progress(mode: str) -> Progress:

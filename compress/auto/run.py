@@ -25,6 +25,7 @@ from compress.calibration import read_samples
 from compress.errors import CompressError, writing
 from compress.generated import generate, threads
 from compress.plan import Plan, make_plan
+from compress.preflight import check_served
 from compress.progress import Progress
 from compress.recipe import Recipe
 from engine.blocks import Blocks
@@ -41,6 +42,7 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     """
     assert recipe.auto is not None
     begin, checkpoint = time.perf_counter(), Checkpoint.open(model_dir)
+    check_served(model_dir)
     torch.set_num_threads(threads(sum(info.nbytes for info in checkpoint.tensors.values())))
     plans = {scheme: make_plan(uniform(recipe, scheme), checkpoint) for scheme in SCHEMES}
     plan = plans["w8a8"]

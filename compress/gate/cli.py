@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from compress.cache import default_cache_dir
-from compress.errors import CompressError, check_output, writing
+from compress.errors import CompressError, check_output, write_output
 from compress.exits import REFUSED, exit_codes
 from compress.gate.config import Gate, Mode
 from compress.gate.decision import Outcome
@@ -90,12 +90,12 @@ def evaluate_command(
         Console().print(make_table(report.evaluation))
         print(report.line())
         if json_file is not None:
-            _write(json_file, _figures(report), "--json")
+            write_output(json_file, _figures(report), "--json")
         if page is not None:
             from compress.gate.page import make_page
 
             manifest = read_optional_json(asked.artefact / MANIFEST_NAME)
-            _write(page, make_page(report, manifest), "--report")
+            write_output(page, make_page(report, manifest), "--report")
     if report.verdict.outcome is not Outcome.PASS:
         sys.exit(REFUSED)
 
@@ -112,11 +112,6 @@ def _figures(report: Report) -> str:
     verdict = {"outcome": report.verdict.outcome.value, "line": report.line()}
     figures = {**asdict(report.evaluation), "verdict": verdict}
     return json.dumps(figures, indent=2, allow_nan=False) + "\n"
-
-
-def _write(file: Path, text: str, option: str) -> None:
-    with writing(file, f"name another file with {option}"):
-        file.write_text(text, encoding="utf-8")
 
 
 @click.command("judge")

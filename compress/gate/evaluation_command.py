@@ -81,4 +81,6 @@ def _text(asked: Asked, judging: Judge) -> EvaluationText:
         return judging.text(asked.artefact)
     window = min(asked.window, context_length(asked.original))
     limit = asked.documents
-    return read_files(asked.original, asked.data, window=window, limit=limit, seed=0)
+    return read_files(
+        asked.original, asked.data, window=window, limit=limit, seed=0, progress=judging.progress
+    )

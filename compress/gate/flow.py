@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -70,7 +70,9 @@ def _remembered(
     folder = judge.cache_dir / "restorations"
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     try:
-        return msgspec.convert(json.loads(file.read_text(encoding="utf-8")), Restoration)
+        found = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), Restoration)
+        # The same recipe may have had another name.
+        return replace(found, recipe=replace(found.recipe, name=recipe.name))
     except (OSError, ValueError, msgspec.ValidationError):
         found = _restore(recipe, build, judge, artefact, first)
     with writing(folder, CACHE_REMEDY):

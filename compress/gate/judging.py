@@ -160,7 +160,12 @@ class Judge:
     def _users_text(self) -> EvaluationText:
         files = [Path(name) for name in self.gate.data]
         return texts.read_files(
-            self.original, files, window=self._window, limit=self._documents, seed=self.seed
+            self.original,
+            files,
+            window=self._window,
+            limit=self._documents,
+            seed=self.seed,
+            progress=self.progress,
         )
 
     def _tasks(self) -> tuple[Task, ...]:
@@ -193,7 +198,7 @@ class Judge:
                 with writing(file.parent, CACHE_REMEDY):
                     write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
             scored.remove()
-            return key, evaluation if self.gate.speed else replace(evaluation, speed=())
+            return key, self._as_asked(evaluation, artefact)
 
     def _measured(
         self, artefact: Path, text: EvaluationText, half: Half, scored: Scored
@@ -209,6 +214,15 @@ class Judge:
             kv_dtype=self.kv_dtype,
             progress=self.progress,
             scored=scored,
+        )
+
+    def _as_asked(self, found: Evaluation, artefact: Path) -> Evaluation:
+        """What was measured of the same files elsewhere is that of these."""
+        return replace(
+            found,
+            original=replace(found.original, folder=str(self.original)),
+            artefact=replace(found.artefact, folder=str(artefact)),
+            speed=found.speed if self.gate.speed else (),
         )
 
     def _speed(self, artefact: Path) -> tuple[Speed, ...]:

@@ -1,7 +1,8 @@
 """A report as one HTML page for people: no network, no scripts, no other files."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,14 +10,15 @@ import msgspec
 from compress.auto.config import Frontier
 from compress.auto.plot import plot
 from compress.gate.decision import Outcome
-from compress.gate.report import Report
+from compress.gate.layer_table import make_layers, make_table
+from compress.gate.report import UNKNOWN_ORIGINAL, Report
 from compress.gate.verdict import Check
 from compress.measure.figures import GENERATED, Evaluation, Interval, TaskResult
 
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #f4f6f8; margin: 0; }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
 p { margin: .4rem 0; } .quiet { color: #5b6675; font-size: .92rem; }
@@ -57,8 +59,8 @@ def make_page(report: Report, manifest: Mapping[str, Any]) -> str:
         "<p>Venturi stores a language model's weights with fewer bits, so that it is smaller and "
         "faster. This page says how far the compressed model's answers moved from the original's, "
         "and whether that is within the limits set for it.</p>",
-        f'<p class="quiet"><code>{escape(found.artefact.folder)}</code> against its original '
-        f"<code>{escape(found.original.folder)}</code></p>",
+        f'<p class="quiet"><code>{escape(_name(found.artefact.folder))}</code> against its '
+        f"original <code>{escape(_name(found.original.folder))}</code></p>",
         _verdict(report),
         "<h2>Gained</h2>",
         _gains(found, manifest),
@@ -68,7 +70,7 @@ def make_page(report: Report, manifest: Mapping[str, Any]) -> str:
         _frontier(report, recipe.get("resolved") or {}),
         "<h2>How it was measured</h2>",
         _method(report),
-        _layers(manifest.get("layers") or []),
+        make_layers(manifest, report.restored),
     ]
     body = "\n".join(part for part in parts if part)
     return (
@@ -123,13 +125,22 @@ def _speeds(found: Evaluation) -> str:
     cells = [
         f"<td>{one.batch}</td><td class=n>{one.original:,.0f}</td>"
         f"<td class=n>{one.artefact:,.0f}</td><td class=n>x {one.ratio:.2f}</td>"
+        f"<td class=n>{_megabytes(one.original_bytes)}</td>"
+        f"<td class=n>{_megabytes(one.artefact_bytes)}</td>"
+        f"<td class=n>x {one.artefact_bytes / one.original_bytes:.2f}</td>"
         for one in found.speed
     ]
     head = (
-        "<th>sequences at a time</th><th class=n>original, tokens a second</th>"
+        "<th>sequences at a time</th><th class=n>tokens a second, original</th>"
+        "<th class=n>compressed</th><th class=n>ratio</th><th class=n>memory, original</th>"
         "<th class=n>compressed</th><th class=n>ratio</th>"
     )
-    return f'<p class="quiet">Generating, on this machine:</p>{_table(head, cells)}'
+    note = (
+        "Generating on this machine, both models in turn; how much is gained depends on how many "
+        "sequences share a step. Memory is that of the weights and of what the model remembers of "
+        "the sequences (keys and values)."
+    )
+    return f'<p class="quiet">{note}</p>{make_table(head, cells)}'
 
 
 def _losses(report: Report) -> str:
@@ -163,7 +174,7 @@ def _losses(report: Report) -> str:
         f"<td>{escape(a)}</td><td>{escape(b)}</td><td class=n>{escape(c)}</td>" for a, b, c in rows
     ]
     head = "<th>figure</th><th>what it is</th><th class=n>found (95 % interval)</th>"
-    return charts + _table(head, cells)
+    return charts + make_table(head, cells)
 
 
 def _task_row(task: TaskResult) -> tuple[str, str, str]:
@@ -219,7 +230,7 @@ def _restored(report: Report) -> str:
     head = "<th>decoder layer</th><th>was</th><th>is</th><th class=n>cost, nats per token</th>"
     share = f"{100 * report.kept_share:.0f} % of the targeted weights keep the scheme asked for."
     why = "These layers cost most and got precision back, so that the whole may pass."
-    return f"<h2>Restored</h2><p>{why} {share}</p>{_table(head, cells)}"
+    return f"<h2>Restored</h2><p>{why} {share}</p>{make_table(head, cells)}"
 
 
 def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
@@ -244,41 +255,11 @@ def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
         f"{escape(found.stopped)}."
     )
     picture = plot(found, report.gate.max_kl)
-    return f"<h2>Chosen from</h2><p>{text}</p>{picture}{_table(head, cells)}"
+    return f"<h2>Chosen from</h2><p>{text}</p>{picture}{make_table(head, cells)}"
 
 
 def _cost(contribution: float | None) -> str:
     return "no numbers" if contribution is None else f"{contribution:.5f}"
-
-
-def _layers(layers: Sequence[Mapping[str, Any]]) -> str:
-    if not layers:
-        return ""
-    cells = [
-        f"<td><code>{escape(str(one.get('name')))}</code></td>"
-        f"<td>{escape(str(one.get('storage')))}</td><td>{escape(str(one.get('execution')))}</td>"
-        f"<td>{escape(str(one.get('kept') or one.get('method')))}</td>"
-        f"<td class=n>{one.get('bits', 0):.2f}</td><td class=n>{_error(one)}</td>"
-        for one in layers
-    ]
-    head = (
-        "<th>layer</th><th>stored as</th><th>multiplied as</th><th>method</th>"
-        "<th class=n>bits</th><th class=n>error</th>"
-    )
-    note = (
-        "Error: of the layer's output on calibration text, relative to simple rounding or "
-        "pruning where that was measured (below 1 is better), else of its weights, in percent."
-    )
-    return f'<h2>Layer by layer</h2><p class="quiet">{note}</p>{_table(head, cells)}'
-
-
-def _error(row: Mapping[str, Any]) -> str:
-    output, baseline, weight = (
-        row.get(key) for key in ("output_error", "baseline_error", "relative_error")
-    )
-    if output is not None and baseline:
-        return f"x {output / baseline:.2f}"
-    return "" if weight is None else f"{100 * weight:.2f} %"
 
 
 def _method(report: Report) -> str:
@@ -287,7 +268,7 @@ def _method(report: Report) -> str:
         "text that the original wrote itself, which shares no run of 13 tokens with the "
         "calibration text"
         if found.data == (GENERATED,)
-        else ", ".join(found.data)
+        else ", ".join(map(_name, found.data))
     )
     tokens = "" if found.quality is None else f", {found.quality.tokens:,} predictions"
     effects = [
@@ -296,7 +277,11 @@ def _method(report: Report) -> str:
     ]
     rows = [
         ("text", f"{source}: {found.documents} documents of up to {found.window} tokens{tokens}"),
-        ("original", f"{found.original.weights} weights, {found.original.kv_dtype} KV cache"),
+        (
+            "original",
+            f"{found.original.weights} weights, {found.original.kv_dtype} KV cache"
+            + ("" if report.original_known else f"; {UNKNOWN_ORIGINAL}"),
+        ),
         (
             "compressed",
             f"{found.artefact.weights} weights, {found.artefact.head} head, "
@@ -313,17 +298,17 @@ def _method(report: Report) -> str:
         ("text's SHA-256", found.data_sha256),
     ]
     cells = [f"<td>{escape(a)}</td><td>{escape(b)}</td>" for a, b in rows if b]
-    return _table("", cells)
-
-
-def _table(head: str, cells: Iterable[str]) -> str:
-    rows = "\n".join(f"<tr>{one}</tr>" for one in cells)
-    return f'<div class="wide"><table>{f"<tr>{head}</tr>" if head else ""}{rows}</table></div>'
+    return make_table("", cells)
 
 
 def _interval(one: Interval, digits: int, factor: float = 1) -> str:
     value, low, high = (factor * x for x in (one.value, one.low, one.high))
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _name(path: str) -> str:
+    """A page is passed on: where files lay says nothing to its readers."""
+    return Path(path).name
 
 
 def _megabytes(count: int) -> str:

@@ -12,7 +12,7 @@ from compress.measure.answers import is_right
 from compress.measure.figures import Evaluation, TaskResult
 from compress.measure.scored import Scored
 from compress.measure.sides import MakeScorer, Timed, open_pair
-from compress.measure.statistics import DocumentSums, compare, entropy, kl_estimate, summarise
+from compress.measure.statistics import DocumentSums, compare, entropy, summarise
 from compress.measure.tasks import Question, Task
 from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
@@ -44,7 +44,7 @@ def evaluate(
 
     Raises:
         CompressError, ModelLoadError: a folder or a text is not as needed.
-        KeyboardInterrupt: its text is what was kept.
+        KeyboardInterrupt: its note is what was kept.
     """
     longest = max([text.window, *(task.longest for task in tasks)])
     with open_pair(original, artefact, window=longest, kv_dtype=kv_dtype, scorer=scorer) as pair:
@@ -54,6 +54,7 @@ def evaluate(
             sums = [work.document(list(ids)) for ids in text.documents]
             results = tuple(work.task(task) for task in tasks)
         broken = sum(not one.finite for one in sums)
+        quality, kl = (None, None) if broken else summarise(sums)
         return Evaluation(
             original=work.original.side(),
             artefact=work.artefact.side(),
@@ -62,8 +63,8 @@ def evaluate(
             window=text.window,
             documents=len(sums),
             broken=broken,
-            quality=None if broken else summarise(sums),
-            kl=None if broken else kl_estimate(sums),
+            quality=quality,
+            kl=kl,
             entropy=entropy(sums),
             tasks=results,
         )
@@ -99,10 +100,13 @@ class _Work:
         """Saves what was scored where the block does not come to its end."""
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             self._scored.save()
             found = f"{len(self._scored.rows):,} of {self._items:,} documents and questions"
-            raise KeyboardInterrupt(f"{found} are scored, and kept for the next run") from None
+            interrupt.add_note(
+                f"no report was written; {found} are scored, and kept for the next run"
+            )
+            raise
         except BaseException:
             self._scored.save()
             raise

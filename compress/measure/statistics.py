@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.measure.figures import Entropy, Estimate, Interval, Quality
-from compress.measure.intervals import Floats, ratio_estimate
+from compress.measure.intervals import Floats, ratio_estimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +63,21 @@ def compare(original_TV: Tensor, artefact_TV: Tensor, ids_T: Tensor) -> Document
     )
 
 
-def summarise(documents: Sequence[DocumentSums]) -> Quality:
-    """Figures over all tokens, with intervals over documents."""
+def summarise(documents: Sequence[DocumentSums]) -> tuple[Quality, Estimate]:
+    """Figures over all tokens, with intervals over documents; and the KL for the gate."""
     columns = {name: _column(documents, name) for name in DocumentSums.__dataclass_fields__}
     tokens_D = columns["tokens"]
-    loss = ratio_estimate(columns["artefact_nll"] - columns["original_nll"], tokens_D)
-    return Quality(
+    lost_D = columns["artefact_nll"] - columns["original_nll"]
+    loss, kl, flips = ratio_estimates([lost_D, columns["kl"], columns["flips"]], tokens_D)
+    quality = Quality(
         tokens=int(tokens_D.sum()),
         original_perplexity=_perplexity(columns["original_nll"], tokens_D),
         artefact_perplexity=_perplexity(columns["artefact_nll"], tokens_D),
         perplexity_ratio=Interval(*map(_exp, (loss.value, loss.low, loss.high))),
-        kl=_interval(ratio_estimate(columns["kl"], tokens_D)),
-        flips=_interval(ratio_estimate(columns["flips"], tokens_D), most=1.0),
+        kl=_interval(kl),
+        flips=_interval(flips, most=1.0),
     )
-
-
-def kl_estimate(documents: Sequence[DocumentSums]) -> Estimate:
-    """Mean KL per token, for the gate."""
-    return ratio_estimate(_column(documents, "kl"), _column(documents, "tokens"))
+    return quality, kl
 
 
 def entropy(documents: Sequence[DocumentSums]) -> Entropy:

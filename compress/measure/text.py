@@ -12,6 +12,7 @@ from compress.documents import read_windows
 from compress.errors import CompressError
 from compress.files import write_whole
 from compress.measure.figures import GENERATED
+from compress.progress import Progress
 
 # A run of so many equal tokens marks a document as seen in calibration.
 NGRAM = 13
@@ -39,14 +40,20 @@ class EvaluationText:
 
 
 def read_files(
-    model_dir: Path, files: Sequence[Path], *, window: int, limit: int | None, seed: int
+    model_dir: Path,
+    files: Sequence[Path],
+    *,
+    window: int,
+    limit: int | None,
+    seed: int,
+    progress: Progress | None = None,
 ) -> EvaluationText:
     """``limit`` windows of the user's text, as many of each file as it has, drawn with ``seed``.
 
     They stay in the order of the files, so that halves are alike. Raises ``CompressError`` or
     ``ModelLoadError``.
     """
-    found = [read_windows(model_dir, file, window=window) for file in files]
+    found = [read_windows(model_dir, file, window=window, progress=progress) for file in files]
     shares = _shares([len(windows) for windows in found], limit)
     draw = random.Random(seed)
     documents: list[tuple[int, ...]] = []

@@ -21,6 +21,7 @@ from compress.errors import CompressError
 from compress.progress import NoProgress
 from compress.recipe import Calibration, Recipe, load, resolve
 from compress.sources import MANIFEST_NAME
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
 
 MakeModel = Callable[..., Path]
@@ -127,6 +128,16 @@ def test_a_disk_that_is_too_small_is_told_first(
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(CompressError, match="needed: free some or name a writable folder"):
         resolve_auto(small(), make_model(), tmp_path, NoProgress())
+
+
+def test_a_broken_tokenizer_is_found_before_the_search(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.auto.run.generate", lambda *_, **__: pytest.fail("searched"))
+    model = make_model()
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is broken"):
+        resolve_auto(small(), model, tmp_path, NoProgress())
 
 
 def test_the_report_shows_the_frontier(make_model: MakeModel, tmp_path: Path) -> None:

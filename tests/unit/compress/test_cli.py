@@ -181,6 +181,46 @@ def test_how_evaluate_ends(
         assert done.stderr.splitlines()[-1].startswith("venturi: ")
 
 
+def test_compress_writes_the_gates_page(mini: Path, tmp_path: Path) -> None:
+    recipe, page = tmp_path / "mine.yaml", tmp_path / "page.html"
+    recipe.write_text(
+        "version: 1\nmodifiers: [{type: rtn, scheme: w4a8, group_size: 128}]\n"
+        "gate: {documents: 8, length: 48, max_kl: 0.012, restore: true}\n"
+    )
+    options = ["--recipe", recipe, "--out", tmp_path / "small", "--report", page]
+    arguments = [str(one) for one in (mini, *options)]
+    environment = {"VENTURI_CACHE_DIR": str(tmp_path / "cache")}
+    done = CliRunner().invoke(compress_command, arguments, env=environment)
+    assert done.exit_code == 2
+    assert "--report is the gate's, which is off" in done.stderr
+    done = CliRunner().invoke(compress_command, [*arguments, "--gate", "warn"], env=environment)
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert "<code>small</code> against its original <code>venturi-mini</code>" in text
+    assert str(tmp_path) not in text
+    assert str(mini.parent) not in text
+    rows = dict(re.findall(r"<code>model\.layers\.(\S+)</code>.*<td>([^<]*)</td></tr>", text))
+    assert len(rows) == 42
+    restored = {name[0] for name, why in rows.items() if why.startswith("restored: layer ")}
+    assert 0 < len(restored) < 6
+    assert all(f"layer {name[0]} alone cost 0.0" in why for name, why in rows.items()
+               if name[0] in restored)  # fmt: skip
+    left = {name: why for name, why in rows.items() if name[0] not in restored}
+    assert {why for name, why in left.items() if "down_proj" in name} == {
+        "8 bits, for groups of 128 do not divide rows of 704"
+    }
+    assert {why for name, why in left.items() if "down_proj" not in name} == {"by the recipe: rtn"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s left"), (119, "119 s left"), (200, "3 min left"),
+                           (4000, "1 h 7 min left")]
+)  # fmt: skip
+def test_time_left_in_words(capsys: pytest.CaptureFixture[str], seconds: float, words: str) -> None:
+    PlainProgress().layer(2, 2, "documents", seconds)
+    assert capsys.readouterr().err == f"2/2 documents, {words}\n"
+
+
 def test_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

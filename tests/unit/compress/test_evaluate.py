@@ -22,6 +22,7 @@ from compress.measure.evaluate import evaluate
 from compress.measure.figures import Evaluation
 from compress.measure.statistics import DocumentSums, compare, entropy, summarise
 from compress.measure.text import EvaluationText, read_files
+from compress.progress import NoProgress
 from engine.config import EngineConfig
 
 MakeModel = Callable[..., Path]
@@ -113,6 +114,35 @@ def test_windows_are_drawn_of_all_files(original: Path, tmp_path: Path) -> None:
     assert read(2).source == (str(long), str(short))
 
 
+class Told(NoProgress):
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.layers: list[tuple[int, int, float]] = []
+
+    def phase(self, phase: str, detail: str) -> None:
+        self.phases.append(f"{phase}: {detail}")
+
+    def layer(self, item: int, items: int, name: str, seconds_left: float) -> None:
+        self.layers.append((item, items, seconds_left))
+
+
+def test_reading_many_documents_is_told(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.documents._BATCH", 3)
+    few, many = write(tmp_path, "a\0b\0c"), tmp_path / "many.txt"
+    many.write_text("\0".join("abcdefgh"))
+    told = Told()
+    assert read_windows(original, few, window=4, progress=told) == [[0, 1], [0, 2], [0, 3]]
+    assert told.phases == []
+    windows = read_windows(original, many, window=4, progress=told)
+    assert windows == [[0, i] for i in range(1, 9)]
+    assert told.phases == [f"reading: 8 documents of {many}"]
+    assert [one[:2] for one in told.layers] == [(3, 8), (6, 8), (8, 8)]
+    assert told.layers[0][2] > 0
+    assert told.layers[-1][2] == 0
+
+
 def test_windows_without_bos(original: Path, tmp_path: Path) -> None:
     (original / "config.json").write_text("{}")
     file = write(tmp_path, "a b c d e\0f\0g h")
@@ -165,14 +195,15 @@ def test_the_originals_entropy_is_over_all_tokens_and_knows_what_is_impossible()
 
 def test_the_bootstrap_draws_documents() -> None:
     calm = [DocumentSums(10, 10.0, 10.0, 0.1, 1, 9.0, 9.0)] * 20
-    quality = summarise(calm)
+    quality, kl = summarise(calm)
+    assert kl.value == quality.kl.value
     assert (quality.kl.low, quality.kl.high) == pytest.approx((0.01, 0.01))
     assert quality.tokens == 200
     wild = [*calm, DocumentSums(10, 10.0, 20.0, 9.0, 9, 9.0, 9.0)]
-    quality = summarise(wild)
+    quality, kl = summarise(wild)
     assert quality.kl.low < quality.kl.value < quality.kl.high
     assert quality.perplexity_ratio.value == pytest.approx(math.exp(10 / 210))
-    assert quality == summarise(wild)
+    assert (quality, kl) == summarise(wild)
 
 
 def run_fake(original: Path, tmp_path: Path, window: int = 4, **options: Any) -> Evaluation:
