@@ -6,7 +6,7 @@ ARGS ?=
 
 NATIVE := $(wildcard engine/kernels/cpu/csrc/*) engine/kernels/cpu/build.py hatch_build.py
 
-.PHONY: serve test check check-native protos bench clean bench-peers
+.PHONY: serve test check check-native protos bench clean bench-peers lm-eval-check
 
 serve: $(VENV)/serve.stamp
 	@$(BIN)/venturi serve $(ARGS)
@@ -35,6 +35,15 @@ LLAMA := 0.3.36
 PEER_PIP := bin/pip install -q --disable-pip-version-check
 
 bench-peers: $(foreach peer,openvino ctranslate2 llamacpp llmcompressor,$(PEERS)/$(peer)/stamp)
+
+# lm_eval's own model of the same weights, and ours, item by item (docs/lm-eval.md).
+lm-eval-check: $(VENV)/serve.stamp $(PEERS)/lm-eval/stamp
+	$(BIN)/python -m bench.lm_eval_check --python $(PEERS)/lm-eval/bin/python $(ARGS)
+
+$(PEERS)/lm-eval/stamp: bench/peers/lm-eval.txt
+	$(PYTHON) -m venv $(@D)
+	nice -n 19 $(@D)/$(PEER_PIP) -r $< -e clients/python
+	@touch $@
 
 # optimum-intel asks for torchvision, which text models never use and which has to match torch.
 $(PEERS)/openvino/stamp: bench/peers/openvino.txt

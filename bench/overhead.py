@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.serve import commit
 from engine.batch import ModelInputs
-from engine.config import SchedulerConfig
+from engine.config import MonitorConfig, SchedulerConfig
 from engine.constraints import Constraints
 from engine.core import EngineCore
 from engine.formats.runtime import Runtime
@@ -84,11 +84,12 @@ class RandomDecoder:
 
     def __init__(self, watch: Stopwatch) -> None:
         self.spec = SimpleNamespace(context_length=1 << 20)
+        self.layers = ()
         self._watch = watch
         self._generator = torch.Generator().manual_seed(0)
         self._logits_RV = DEVIATION * torch.randn(64, VOCABULARY, generator=self._generator)
 
-    def hidden(self, inputs: ModelInputs, cache: KvCache) -> Tensor:
+    def hidden(self, inputs: ModelInputs, cache: KvCache, observe: None) -> Tensor:
         """See ``Decoder``."""
         self._watch.mark("build")
         hidden_TK = torch.zeros(len(inputs.token_ids_T), 1)
@@ -132,7 +133,9 @@ class TimedRunner:
 
 def make_core(watch: Stopwatch) -> EngineCore:
     model = LoadedModel(cast(Decoder, RandomDecoder(watch)), (), (), Runtime(), "none", 0, ())
-    runner = ModelRunner(model, Constraints(None), cast(KvCache, None), 16, 4096, resolve("auto"))
+    off = MonitorConfig(every_steps=0)
+    cache = cast(KvCache, None)
+    runner = ModelRunner(model, Constraints(None), cache, 16, 4096, resolve("auto"), off)
     return EngineCore(TimedRunner(runner, watch), SchedulerConfig())
 
 

@@ -21,7 +21,7 @@ from compress.plan import Plan
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.sequential import Sequential
-from compress.steps import linear_steps
+from compress.steps import DTYPES, linear_steps
 from compress.store import LayerStore
 from compress.treatment import Treatment
 from engine.blocks import Blocks
@@ -138,8 +138,7 @@ class CalibratedRun:
         return tensor.t().contiguous() if module in self._plan.transposed else tensor
 
     def _dtype(self, module: str) -> torch.dtype:
-        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-        return names[self._checkpoint.info(f"{module}.weight").dtype]
+        return DTYPES[self._checkpoint.info(f"{module}.weight").dtype]
 
     def _check_hessians(self) -> None:
         rungs = [row.damping for row in self.store.rows() if row.damping is not None]

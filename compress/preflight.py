@@ -8,8 +8,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import torch
-
 from compress import estimate
 from compress.artefact import SHARD_BYTES
 from compress.errors import CompressError
@@ -18,13 +16,13 @@ from compress.host_speed import measure
 from compress.memory import available_bytes
 from compress.plan import Plan
 from compress.recipe import Recipe
+from compress.steps import DTYPES
 from compress.treatment import Treatment
 from compress.trial import Trial, kinds, try_out
 from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def check(
@@ -40,7 +38,7 @@ def check(
     disk = _check_space(sizes, folder, remedy)
     memory = _check_memory(sizes, checkpoint, generate=generate)
     name = next(iter(plan.treatments))
-    dtype = _DTYPES[checkpoint.info(f"{name}.weight").dtype]
+    dtype = DTYPES[checkpoint.info(f"{name}.weight").dtype]
     trials = {
         key: try_out(one, recipe.activations, dtype)
         for key, one in kinds(plan.treatments.values()).items()

@@ -18,6 +18,8 @@ from compress.methods.wanda import Wanda
 from compress.recipe import Modifier
 from compress.treatment import FLOAT_QUANTIZED, Treatment
 
+# Of the weights that may be compressed, by safetensors' names.
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _PRUNERS: dict[str, Callable[[Sparsity], Pruner]] = {
     "magnitude": Magnitude,
     "wanda": Wanda,

@@ -59,6 +59,19 @@ class KernelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorConfig:
+    """How often the inside of a step is looked at: one in ``every_steps`` (0: never), and at
+    least ``gap_s`` seconds apart."""
+
+    every_steps: int = 64
+    gap_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0 or not 0 <= self.gap_s < math.inf:
+            raise ValueError("every_steps and gap_s must not be negative, and gap_s finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Everything that an engine needs besides requests."""
 
@@ -66,4 +79,5 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     kernels: KernelConfig = field(default_factory=KernelConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     log_level: str = "warning"

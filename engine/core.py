@@ -113,7 +113,7 @@ class EngineCore:
         """Schedules, runs and commits one batch. A failing batch ends its own requests only."""
         refused = [end for prepared in self._preparation.take() for end in self._go_on(prepared)]
         batch, ended = self._scheduler.schedule(self._clock())
-        output = StepOutput()
+        output, figures = StepOutput(), None
         if batch:
             try:
                 result = self._runner.run(batch)
@@ -124,11 +124,13 @@ class EngineCore:
                 output.finished.extend(self._scheduler.fail(batch, message, self._clock()))
             else:
                 output = self._scheduler.commit(batch, result, self._clock())
+                figures = result.figures
         elif self._preparation:
             self._preparation.wait(_PREPARATION_S)
         if not self.has_work:
             self._scheduler.check_invariants()
-        return StepOutput(output.prompts, output.tokens, refused + ended + output.finished)
+        finished = refused + ended + output.finished
+        return StepOutput(output.prompts, output.tokens, finished, figures)
 
     def _go_on(self, prepared: Prepared) -> list[Finished]:
         request, error = prepared.request, prepared.error

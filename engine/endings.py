@@ -5,12 +5,15 @@ from engine.types import FinishReason, Sequence
 # What a step gives in place of a token.
 NOT_FINITE = -1
 OVER_LIMITS = -2
+NOTHING_LEFT = -3
 
 
 def failure(token: int) -> tuple[FinishReason, str]:
     """Why a sequence that got no token ends, and what is said of it."""
     if token == OVER_LIMITS:
         return FinishReason.INVALID, "it is too complex to be followed further"
+    if token == NOTHING_LEFT:
+        return FinishReason.INVALID, "it leaves no token to choose"
     return FinishReason.ERROR, "the model's logits are not finite"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -12,10 +13,10 @@ from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
 from engine.layers.attention import AttentionWeights
-from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, compose
+from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, Observe, compose
 from engine.layers.embedding import Embedding
 from engine.layers.linear import DenseLinear, Int8Linear, Linear
-from engine.layers.mlp import Mlp, MlpWeights, make_experts, make_mlp
+from engine.layers.mlp import ExpertsWeights, MlpWeights
 from engine.layers.native_layer import NativeLayer, by_cache
 from engine.layers.rotary import Rotary
 from engine.layers.weight import quantize_int8
@@ -89,13 +90,16 @@ class DecoderLoader:
     def decoder(self, runtime: Runtime, progress: Progress) -> Decoder:
         """All of it; ``progress`` is told of each layer."""
         spec, layers = self.spec, list[LayerFn]()
-        for layer, names in zip(spec.layers, spec.names, strict=True):
-            layers.append(self.layer(layer, names, index=len(layers)))
+        observable: list[Callable[[Observe], LayerFn]] = []
+        for index, (layer, names) in enumerate(zip(spec.layers, spec.names, strict=True)):
+            weights = self._weights(layer, names)
+            layers.append(self._fastest(layer, weights, index))
+            observable.append(partial(self._observed, layer, weights, index))
             progress(len(layers), len(spec.layers))
-        return self.ends(runtime, tuple(layers))
+        return replace(self.ends(runtime), layers=tuple(layers), observable=tuple(observable))
 
-    def ends(self, runtime: Runtime, layers: tuple[LayerFn, ...] = ()) -> Decoder:
-        """Embedding, final norm and head around ``layers``."""
+    def ends(self, runtime: Runtime) -> Decoder:
+        """Embedding, final norm and head, with no layers between."""
         spec = self.spec
         lookup, head = self._lookup_and_head(runtime)
         embed = Embedding(lookup=lookup, scale=spec.embedding_scale, positions_SK=self.positions())
@@ -103,19 +107,22 @@ class DecoderLoader:
             spec=spec,
             embed=embed,
             rotary=tuple(Rotary(rope, spec.context_length) for rope in spec.ropes),
-            layers=layers,
+            layers=(),
+            observable=(),
             final_norm=self.reader.norm(spec.final_norm, spec.layer.hidden_size, spec.layer.norm),
             head=head,
         )
 
     def layer(self, layer: LayerSpec, names: LayerNames, index: int) -> LayerFn:
         """One layer, which has the place ``index`` in the KV cache."""
+        return self._fastest(layer, self._weights(layer, names), index)
 
+    def _weights(self, layer: LayerSpec, names: LayerNames) -> LayerWeights:
         def branch(*places: str | None) -> Branch:
             norms = (self.reader.norm(name, layer.hidden_size, layer.norm) for name in places)
             return Branch(*norms)
 
-        weights = LayerWeights(
+        return LayerWeights(
             attention=self._attention(layer, names),
             attention_norms=branch(
                 names.attention_norm, names.attention_out_norm, names.attention_sum_norm
@@ -123,12 +130,24 @@ class DecoderLoader:
             mlp=self._mlp(layer, names),
             mlp_norms=branch(names.mlp_norm, names.mlp_out_norm, names.mlp_sum_norm),
         )
-        turned = layer.head_dim if layer.rope is None else self.spec.ropes[layer.rope].dim
+
+    def _fastest(self, layer: LayerSpec, weights: LayerWeights, index: int) -> LayerFn:
+        turned = self._turned(layer)
         composed = compose(layer, weights, index, turned, self.backend)
         if self.backend != "cpu":
             return composed
         native = NativeLayer.make(layer, weights, index, turned)
         return composed if native is None else by_cache(native, composed)
+
+    def _observed(
+        self, layer: LayerSpec, weights: LayerWeights, index: int, observe: Observe
+    ) -> LayerFn:
+        seen, turned = weights.observed(observe), self._turned(layer)
+        return compose(layer, seen, index, turned, self.backend)
+
+    def _turned(self, layer: LayerSpec) -> int:
+        """Features of a head that its rope turns."""
+        return layer.head_dim if layer.rope is None else self.spec.ropes[layer.rope].dim
 
     def _attention(self, layer: LayerSpec, names: LayerNames) -> AttentionWeights:
         hidden, dim = layer.hidden_size, layer.head_dim
@@ -141,14 +160,13 @@ class DecoderLoader:
             k_norm=self.reader.norm(names.k_norm, normed[1], layer.norm),
         )
 
-    def _mlp(self, layer: LayerSpec, names: LayerNames) -> MlpWeights | Mlp:
-        mlps = [self._one_mlp(layer, one) for one in names.mlps]
+    def _mlp(self, layer: LayerSpec, names: LayerNames) -> MlpWeights | ExpertsWeights:
+        mlps = tuple(self._one_mlp(layer, one) for one in names.mlps)
         if layer.experts is None or names.router is None:
             return mlps[0]
         router = Matrix(modules=(names.router,), router=True)
         gate = self.reader.matrix(router, (layer.experts.count,), layer.hidden_size)
-        experts = [make_mlp(layer, mlp, self.backend) for mlp in mlps]
-        return make_experts(layer.experts, gate, experts)
+        return ExpertsWeights(router=gate, experts=mlps)
 
     def _one_mlp(self, layer: LayerSpec, names: MlpNames) -> MlpWeights:
         size, hidden = layer.mlp_size, layer.hidden_size

@@ -7,15 +7,17 @@ from typing import NamedTuple
 import torch
 
 from engine import batch as batches
-from engine.config import CacheConfig, EngineConfig
+from engine.config import CacheConfig, EngineConfig, MonitorConfig
 from engine.constraints import Constraints
-from engine.endings import NOT_FINITE, OVER_LIMITS
+from engine.endings import NOT_FINITE, NOTHING_LEFT, OVER_LIMITS
 from engine.errors import ModelLoadError
+from engine.figures import StepFigures
 from engine.kernels import kernel, resolve
 from engine.kv_cache import KvCache, KvShape, cache_class
 from engine.layers.linear import Linear, Split
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
+from engine.monitor import Monitor
 from engine.penalties import add_bias, changes, forbid_ends
 from engine.sampler import sample
 from engine.self_test import check_linear
@@ -53,6 +55,7 @@ class ModelRunner:
         block_size: int,
         blocks: int,
         backend: str,
+        monitor: MonitorConfig,
     ) -> None:
         self._model = model
         self._constraints = constraints
@@ -60,6 +63,7 @@ class ModelRunner:
         self.block_size = block_size
         self.num_blocks = blocks
         self._backend = backend
+        self._monitor = Monitor(monitor, len(model.decoder.layers))
 
     @classmethod
     def from_config(
@@ -82,7 +86,8 @@ class ModelRunner:
                 check_linear(linear)
             spec = model.decoder.spec
             constraints = Constraints.from_folder(config.model_dir, spec.vocabulary_size)
-            runner = cls(model, constraints, *_allocate(config, model, backend), backend)
+            place = _allocate(config, model, backend)
+            runner = cls(model, constraints, *place, backend, config.monitor)
         runner.warm_up()
         return runner
 
@@ -109,8 +114,10 @@ class ModelRunner:
     def run(self, batch: ScheduledBatch) -> StepResult:
         """The next tokens of each item that samples, 0 for the others; log-probabilities."""
         inputs, decoder = batches.build(batch, self.block_size), self._model.decoder
-        hidden_TK = decoder.hidden(inputs, self._cache)
+        look = self._monitor.look()
+        hidden_TK = decoder.hidden(inputs, self._cache, None if look is None else look.observe)
         result = StepResult([0] * len(batch.items))
+        broken = 0
         result.prompts.extend(prompt_logprobs(batch, hidden_TK, decoder.logits, self._backend))
         rows = [
             _Row(index, item.sequence, after)
@@ -120,10 +127,13 @@ class ModelRunner:
         ]
         if rows:
             logits_RV = decoder.logits(hidden_TK[inputs.rows_R])
+            if look is not None:
+                look.logits(logits_RV)
             sequences = [row.sequence for row in rows]
             changing = any(changes(one) or one.request.sampling.constraint for one in sequences)
             report = LogprobsReport(logits_RV, sequences, changing=changing, backend=self._backend)
             tokens = self._sample(logits_RV, rows, changing=changing)
+            broken = tokens.count(NOT_FINITE)
             for row, token in zip(rows, tokens, strict=True):
                 if row.after == 0:
                     result.tokens[row.item] = token
@@ -131,6 +141,10 @@ class ModelRunner:
                     result.after_drafts.setdefault(row.item, []).append(token)
             for number, logprobs in report.of(tokens).items():
                 result.logprobs[rows[number].item] = logprobs
+        if look is not None:
+            result.figures = look.figures(self._cache, inputs.context.slots_T, broken)
+        elif broken:
+            result.figures = StepFigures(non_finite_logits=broken)
         return result
 
     def _sample(self, logits_RV: torch.Tensor, rows: list["_Row"], *, changing: bool) -> list[int]:
@@ -152,7 +166,7 @@ class ModelRunner:
             self._backend,
         )
         for number, token in enumerate(tokens):
-            if token == NOT_FINITE and self._constraints.is_over_limits(sequences[number]):
+            if token == NOTHING_LEFT and self._constraints.is_over_limits(sequences[number]):
                 tokens[number] = OVER_LIMITS
         return tokens
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from engine.endings import NOT_FINITE
+from engine.endings import NOT_FINITE, NOTHING_LEFT
 from engine.kernels import kernel
 from engine.kernels.torch_sampling import finite_rows
 from engine.types import SamplingParams
@@ -25,8 +25,8 @@ def sample(
     edit: Edit | None = None,
     backend: str = "torch",
 ) -> list[int]:
-    """The next token of each row; ``NOT_FINITE`` for a row with NaN or infinite logits, or one
-    of which ``edit`` leaves nothing.
+    """The next token of each row; ``NOT_FINITE`` for a row with NaN or infinite logits,
+    ``NOTHING_LEFT`` for one of which ``edit`` leaves nothing.
 
     ``positions[i]`` is the number of tokens that row i has generated before, ``choices[i]``
     which choice of its request it is. ``backend`` is whose kernels draw.
@@ -39,4 +39,5 @@ def sample(
     finite = finite_rows(logits_RV).tolist()
     edit(logits_RV)
     tokens = draw(logits_RV, params, positions, choices, edited=True)
-    return [token if good else NOT_FINITE for token, good in zip(tokens, finite, strict=True)]
+    left = [NOTHING_LEFT if token == NOT_FINITE else token for token in tokens]
+    return [token if good else NOT_FINITE for token, good in zip(left, finite, strict=True)]

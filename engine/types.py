@@ -7,6 +7,7 @@ seconds of ``time.monotonic``, which all processes of a host share.
 from dataclasses import dataclass, field
 from enum import Enum
 
+from engine.figures import StepFigures
 from engine.ngram import Drafter
 
 
@@ -252,16 +253,16 @@ class PromptLogprobs:
     tokens: list[TokenLogprobs]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepResult:
-    """What a step computed. ``tokens[i]`` belongs to item i and counts where it samples; it is
-    negative where there is none (see ``endings.failure``). ``after_drafts[i]`` are the tokens
-    sampled after each draft of item i. ``logprobs`` are by item."""
+    """What a step computed. ``tokens[i]`` is item i's where that samples; it is negative where
+    there is none (see ``endings.failure``). ``after_drafts[i]`` follow its drafts."""
 
     tokens: list[int]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompts: list[PromptLogprobs] = field(default_factory=list)
     after_drafts: dict[int, list[int]] = field(default_factory=dict)
+    figures: StepFigures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,20 +289,20 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """Events of one step; a choice's token comes before its ``Finished``."""
+    """Events of one step, in their order for a choice; ``figures`` of what a monitor saw."""
 
     prompts: list[PromptLogprobs] = field(default_factory=list)
     tokens: list[TokenEvent] = field(default_factory=list)
     finished: list[Finished] = field(default_factory=list)
+    figures: StepFigures | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.prompts or self.tokens or self.finished)
+        return bool(self.prompts or self.tokens or self.finished or self.figures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """Live counts of the core. Of the ``drafted_tokens`` of speculation, so many were right as
-    ``accepted_tokens`` says."""
+    """Live counts. Of speculation's ``drafted_tokens``, ``accepted_tokens`` were right."""
 
     queued: int
     running: int

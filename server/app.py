@@ -19,6 +19,7 @@ from server.config import ServerConfig
 from server.console import TITLES, StartupDisplay, ready_lines, say
 from server.door import Door, Limits
 from server.inference import InferenceServicer
+from server.metrics import Metrics
 from server.models import ModelServicer
 from server.quality import Refused
 from server.serving import Progress, Serving
@@ -72,7 +73,9 @@ class Service:
         self.serving = Serving(config.served_name, config.variant)
         self.serving.on_ready_change = self._ready_changed
         self.port = 0
-        self._telemetry = Telemetry.from_environment({"service.version": __version__})
+        version = {"service.version": __version__}
+        self._telemetry = Telemetry.from_environment(version)
+        self._metrics = Metrics.from_environment(version)
         limits = Limits(config.request_timeout, config.write_timeout)
         self._health = health_aio.HealthServicer()
         self._health_tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +112,7 @@ class Service:
                 "choose another --port or --host"
             )
         await self._server.start()
+        self._metrics.observe(self.serving)
 
     async def lead_up(self) -> None:
         """Compresses and loads; ready when it returns. Raises ``StartFailed`` or ``Refused``."""
@@ -127,6 +131,8 @@ class Service:
 
     async def stop(self) -> None:
         """Ends everything that is left. Idempotent."""
+        # While there still is an engine to ask, and an event loop that is free to answer.
+        await asyncio.to_thread(self._metrics.shutdown)
         if self.serving.engine is not None:
             await self.serving.engine.stop()
         # Health.Watch streams never end by themselves and would use up a longer grace.

@@ -54,8 +54,16 @@ def main() -> None:
 @click.option(
     "--original",
     type=click.Path(path_type=Path),
-    help="What a MODEL that is compressed already was made of, for --gate.",
+    help="What a MODEL that is compressed already was made of.",
 )
+@click.option(
+    "--fallback",
+    type=click.Choice(["off", "non-finite", "alarm"]),
+    help="Serve the original after NaN or infinite numbers, or after any alarm. Default off.",
+)
+@click.option("--monitor-steps", type=int, help="Look into one step in so many; 0: never.")
+@click.option("--alarm-entropy", metavar="NATS", type=float, help="Shift of it. Default 1.5.")
+@click.option("--alarm-non-finite", type=int, help="NaN or infinite rows. Default 1.")
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 50051; 0 takes a free one.")

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -93,6 +94,11 @@ class ServerConfig(BaseSettings):
     max_sequences: int = Field(64, ge=1, le=4096)
     token_budget: int = Field(512, ge=1, le=1 << 20)
     speculative_tokens: int = Field(4, ge=0, le=16)
+    monitor_steps: int = Field(64, ge=0)
+    monitor_gap: float = Field(0.5, ge=0, lt=math.inf)
+    alarm_entropy: float = Field(3.0, gt=0, allow_inf_nan=False)
+    alarm_non_finite: int = Field(1, ge=1)
+    fallback: Literal["off", "non-finite", "alarm"] = "off"
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
@@ -122,12 +128,16 @@ class ServerConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _original_is_for_the_gate(self) -> "ServerConfig":
-        if self.original is not None and self.gate not in ("warn", "enforce"):
-            raise ValueError(
-                "--original is what the gate compares with: add --gate enforce or warn"
-            )
+    def _original_is_for_something(self) -> "ServerConfig":
+        gated = self.gate in ("warn", "enforce")
+        if self.original is not None and not gated and self.fallback == "off":
+            raise ValueError("--original is what --gate and --fallback need: add one of them")
         return self
+
+    @property
+    def original_folder(self) -> Path:
+        """Of what is compressed, now or already; the model's own where nobody said."""
+        return self.model if self.original is None else self.original
 
     @property
     def served_name(self) -> str:

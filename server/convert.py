@@ -12,6 +12,7 @@ from engine.client.requests import Chat, GenerationRequest
 from engine.client.stream import Coalescing
 from engine.errors import InvalidRequest
 from engine.types import Constraint, FinishReason, ModelReport, TokenLogprobs
+from server.monitoring import Watch
 from server.telemetry import Attribute
 from server.unserved import refuse_unserved
 from venturi.v1 import inference_pb2 as pb
@@ -218,6 +219,31 @@ def model(report: ModelReport) -> model_pb2.Model:
                 name=layer.name, storage=layer.storage, execution=layer.execution, bytes=layer.bytes
             )
             for layer in report.layers
+        ],
+    )
+
+
+def monitoring(watch: Watch) -> model_pb2.Monitoring:
+    """What the monitor saw of the served variant."""
+    reference = watch.reference
+    return model_pb2.Monitoring(
+        sampled_steps=watch.sampled_steps,
+        non_finite_logits=watch.non_finite_logits,
+        entropy_nats=watch.entropy,
+        reference_entropy_nats=None if reference is None else reference.mean,
+        entropy_shift_nats=watch.entropy_shift,
+        layers=[
+            model_pb2.LayerActivity(
+                zeroed_share=layer.zeroed.value,
+                saturated_share=layer.saturated.value,
+                outlier_ratio=layer.outlier.value,
+                non_finite=layer.non_finite,
+                kv_non_finite=layer.kv_non_finite,
+            )
+            for layer in watch.layers
+        ],
+        alarms=[
+            model_pb2.Alarm(kind=alarm.value, text=text) for alarm, text in watch.alarms.items()
         ],
     )
 

@@ -55,16 +55,21 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return model
 
     def _loaded(self) -> pb.Model:
-        engine = self._serving.engine
+        serving, engine = self._serving, self._serving.engine
         if engine is None or engine.report is None:
             raise EngineUnavailable("the model is not loaded yet")
         model = convert.model(engine.report)
-        model.name, model.variant = self._serving.name, self._serving.variant
-        generator = self._serving.loaded_generator()
+        model.name, model.variant = serving.name, serving.variant
+        generator = serving.loaded_generator()
         model.has_chat_template = generator.tokenizer.has_chat_template
         model.eos_token_ids.extend(generator.defaults.eos_token_ids)
-        provenance = self._serving.provenance
+        provenance = serving.provenance
         model.provenance.CopyFrom(provenance.to_proto(engine.report.format))
+        if serving.watch is not None:
+            model.monitoring.CopyFrom(convert.monitoring(serving.watch))
+        if serving.fallback is not None:
+            model.fallback.variant = serving.fallback.variant
+            model.fallback.reason = serving.fallback.reason
         methods = provenance.methods()
         for layer in model.layers:
             layer.method = methods.get(layer.name, "")

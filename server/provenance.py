@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.client.files import read_optional_json
 from engine.errors import ModelLoadError
+from server.monitoring import EntropyReference
 from venturi.v1 import model_pb2 as pb
 
 
@@ -55,6 +56,14 @@ class Provenance:
         """What the gate said when the artefact was made, and why; empty where none did."""
         found = self._object("verdict")
         return str(found.get("outcome", "")), str(found.get("line", ""))
+
+    def entropy(self) -> EntropyReference | None:
+        """Of the original's output, where the artefact was evaluated."""
+        found = self._object("reference_entropy")
+        try:
+            return EntropyReference(mean=float(found["mean"]), deviation=float(found["deviation"]))
+        except (LookupError, TypeError, ValueError):
+            return None
 
     def methods(self) -> dict[str, str]:
         """Compression method by module name."""

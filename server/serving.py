@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.client.engine_client import EngineClient, EngineState
 from engine.client.generation import Generator
 from engine.errors import EngineUnavailable, UnknownModel
+from server.monitoring import Watch
 from server.provenance import Provenance
 from server.quality import GateResult
 from venturi.v1 import admin_pb2 as pb
@@ -28,6 +29,14 @@ class Progress:
     seconds_left: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fallback:
+    """``variant`` was given up for the original, for the ``reason`` that an alarm gave."""
+
+    variant: str
+    reason: str
+
+
 class Serving:
     """One served model. ``on_ready_change`` hears when ``ready`` turns."""
 
@@ -37,6 +46,8 @@ class Serving:
         self.engine: EngineClient | None = None
         self.provenance = Provenance()
         self.gate: GateResult | None = None
+        self.watch: Watch | None = None
+        self.fallback: Fallback | None = None
         self.rate = TokenRate()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self.on_ready_change: Callable[[bool], None] = lambda ready: None
@@ -59,8 +70,13 @@ class Serving:
         return 0 if self._generator is None else self._generator.open_requests
 
     def find(self, model: str) -> None:
-        """Raises ``UnknownModel`` unless ``model`` is "", the name or name@variant."""
-        if model not in ("", self.name, f"{self.name}@{self.variant}"):
+        """Raises ``UnknownModel`` unless ``model`` is "", the name or name@variant.
+
+        Who asks for a variant that fell back gets the original, and is told so in the answer.
+        """
+        given_up = () if self.fallback is None else (self.fallback.variant,)
+        variants = {f"{self.name}@{variant}" for variant in (self.variant, *given_up)}
+        if model not in {"", self.name, *variants}:
             raise UnknownModel(model)
 
     def generator(self, model: str) -> Generator:

@@ -11,10 +11,17 @@ from engine.client.engine_client import EngineClient
 from engine.client.generation import Generator
 from engine.client.process import ProcessTransport
 from engine.client.tokenizer import Tokenizer
-from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
+from engine.config import (
+    CacheConfig,
+    EngineConfig,
+    KernelConfig,
+    MonitorConfig,
+    SchedulerConfig,
+)
 from engine.messages import Loading
 from server.compressor import Compression, CompressionFailed, Wanted, compress
 from server.config import ServerConfig, made_by
+from server.fallback import watch_over
 from server.provenance import Provenance
 from server.quality import Refused
 from server.serving import Progress, Serving
@@ -48,6 +55,8 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
             lambda: ProcessTransport(engine_config(config, folder))
         )
         engine.on_loading = lambda message: serving.report(_loading(message))
+        original = engine_config(config, config.original_folder)
+        watch_over(config, serving, engine, lambda: ProcessTransport(original))
         await engine.start()
         telemetry.child(root, "load", loading, time.time_ns())
         admission = Admission(config.max_requests, config.max_queued_tokens)
@@ -70,6 +79,7 @@ def engine_config(config: ServerConfig, folder: Path) -> EngineConfig:
             speculative_tokens=config.speculative_tokens,
         ),
         kernels=KernelConfig(threads=config.threads, allow_slow=config.allow_slow),
+        monitor=MonitorConfig(every_steps=config.monitor_steps, gap_s=config.monitor_gap),
         log_level=config.log_level,
     )
 
@@ -78,6 +88,11 @@ async def _artefact(
     config: ServerConfig, serving: Serving, telemetry: Telemetry, root: "Span | None"
 ) -> Path:
     if config.serves_as_it_is and not _wants_judging(config):
+        if config.fallback != "off" and config.original is None:
+            raise CompressionFailed(
+                f"--fallback {config.fallback} needs the original, and {config.model} is served as "
+                "it is: name the original's folder with --original"
+            )
         outcome, line = Provenance.from_folder(config.model).verdict()
         if outcome not in ("", "pass"):
             logger.warning("served although the gate said when it was made: %s", line)

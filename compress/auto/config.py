@@ -24,27 +24,31 @@ class Auto:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A model on the frontier that was walked: ``nbytes`` and ``seconds`` per token (None: not
-    timed) of the targeted weights, KL of its final logits in nats per token.
+    """A model on the frontier that was walked: KL of its final logits in nats per token.
 
-    ``schemes`` counts weights by scheme, as shares.
+    ``nbytes`` are those of the targeted weights; ``tokens_per_second`` is predicted, where the
+    budget is one of speed; ``schemes`` are shares of the weights.
     """
 
     name: str
     bits: float
     nbytes: int
     predicted_kl: float
-    kl: float | None = None
-    seconds: float | None = None
+    kl: float
+    tokens_per_second: float | None = None
     schemes: tuple[tuple[str, float], ...] = ()
     chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontier:
-    """All points by size; ``tokens`` of text judged them, and ``stopped`` says what ended it."""
+    """All points by size; ``tokens`` of text judged them, and ``stopped`` says what ended it.
+
+    ``curve`` is what was predicted between the ends, as (bits, KL).
+    """
 
     points: tuple[Point, ...]
+    curve: tuple[tuple[float, float], ...]
     tokens: int
     measured: int
     stopped: str
@@ -53,3 +57,7 @@ class Frontier:
     def chosen(self) -> Point:
         """The point that the recipe asks for."""
         return next(point for point in self.points if point.chosen)
+
+    def bits_within(self, limit: float) -> float | None:
+        """The fewest bits at which a KL of at most ``limit`` is predicted; None: none here."""
+        return min((bits for bits, kl in self.curve if kl <= limit), default=None)

@@ -5,7 +5,6 @@ On the disk: packed weights, from which any mixture of schemes can be put togeth
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,22 +18,16 @@ from compress.manifest import LayerRow
 from compress.plan import Plan
 from compress.progress import Progress
 from compress.sequential import Sequential
-from compress.steps import linear_steps
+from compress.steps import DTYPES, linear_steps
 from compress.store import LayerStore
 from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """A group in a scheme: stored bytes, and tr(D H D^T) of the rounding error D."""
-
-    nbytes: int
-    error: float
-
-
 class Library:
-    """Fills ``folder``; ``roundings[group][scheme]`` has no scheme that rows cannot take."""
+    """Fills ``folder``. ``errors[group][scheme]`` is tr(D H D^T) of the rounding error D; schemes
+    that rows cannot have are left out.
+    """
 
     def __init__(
         self,
@@ -53,7 +46,7 @@ class Library:
             (folder / str(number)).mkdir()
             self._stores[scheme] = LayerStore(folder / str(number))
         self._folder = folder
-        self.roundings: list[dict[str, Rounding]] = [{} for _ in groups]
+        self.errors: list[dict[str, float]] = [{ORIGINAL: 0.0} for _ in groups]
 
     @torch.inference_mode()
     def fill(self, blocks: Blocks, ids_SL: Tensor, progress: Progress) -> None:
@@ -84,16 +77,13 @@ class Library:
             for module in shared
             if module in modules
         }
-        for i, group in mine.items():
-            infos = [self._checkpoint.info(f"{module}.weight") for module in group.modules]
-            self.roundings[i][ORIGINAL] = Rounding(sum(info.nbytes for info in infos), 0.0)
         for scheme, plan in self._plans.items():
             rows = self._round(index, scheme, plan, modules, captured)
             for i, group in mine.items():
                 if all(module in rows for module in group.modules):
-                    self.roundings[i][scheme] = Rounding(
-                        sum(rows[module].bytes for module in group.modules),
-                        sum((rows[m].output_error or 0.0) * energy[m] for m in group.modules),
+                    self.errors[i][scheme] = sum(
+                        (rows[module].output_error or 0.0) * energy[module]
+                        for module in group.modules
                     )
 
     def _round(
@@ -128,5 +118,4 @@ class Library:
         return tensor.t().contiguous() if module in self._plan.transposed else tensor
 
     def _dtype(self, module: str) -> torch.dtype:
-        names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-        return names[self._checkpoint.info(f"{module}.weight").dtype]
+        return DTYPES[self._checkpoint.info(f"{module}.weight").dtype]

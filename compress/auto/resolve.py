@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from compress.auto.config import Frontier
+from compress.auto.config import Frontier, Point
 from compress.auto.plot import plot
 from compress.cache import CACHE_REMEDY
 from compress.errors import writing
@@ -55,25 +55,38 @@ def resolve_auto(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Pro
 
             found = search(recipe, model_dir, folder, progress)
             with writing(folder, CACHE_REMEDY):
-                write_whole(folder / f"{key}.svg", plot(found.frontier, recipe.auto))
+                write_whole(folder / f"{key}.svg", plot(found.frontier, recipe.gate.max_kl))
                 write_whole(folder / f"{key}.json", json.dumps(asdict(found)) + "\n")
-    for line in told(found.frontier):
+    for line in told(found.frontier, recipe.gate.max_kl):
         progress.phase("searching", line)
     progress.phase("searching", f"picture: {folder / f'{key}.svg'}")
     return replace(recipe, modifiers=found.modifiers, frontier=found.frontier)
 
 
-def told(frontier: Frontier) -> list[str]:
-    """Lines for people: the frontier as a table, and what ended the search."""
-    rows = [
-        f"{point.bits:7.3f} bits {point.nbytes / 1e6:10.2f} MB  KL {point.kl or 0.0:9.6f}"
-        f" (predicted {point.predicted_kl:9.6f})  {point.name}"
-        + (" <- chosen" if point.chosen else "")
-        for point in frontier.points
-    ]
+def told(frontier: Frontier, max_kl: float) -> list[str]:
+    """Lines for people: the frontier as a table, what was chosen, and what ended the search."""
+    rows = [_row(point) for point in frontier.points]
     mix = ", ".join(f"{100 * share:.0f} % {scheme}" for scheme, share in frontier.chosen.schemes)
-    end = f"{frontier.measured} mixtures measured on {frontier.tokens} tokens; ended by: "
-    return [*rows, f"chosen: {mix}", end + frontier.stopped]
+    least = frontier.bits_within(max_kl)
+    within = "nowhere" if least is None else f"from {least:.3f} bits on"
+    return [
+        *rows,
+        f"chosen: {mix}",
+        f"the gate's limit of {max_kl:g} nats per token is kept {within}, as predicted",
+        f"{frontier.measured} mixtures measured on {frontier.tokens} tokens; "
+        f"ended by: {frontier.stopped}",
+    ]
+
+
+def _row(point: Point) -> str:
+    speed = point.tokens_per_second
+    return (
+        f"{point.bits:7.3f} bits {point.nbytes / 1e6:9.2f} MB  KL {point.kl:9.6f} "
+        f"(predicted {point.predicted_kl:9.6f})  "
+        + ("" if speed is None else f"{speed:7.1f} tokens/s  ")
+        + point.name
+        + (" <- chosen" if point.chosen else "")
+    )
 
 
 def _key(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> str:

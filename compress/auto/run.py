@@ -1,14 +1,18 @@
 """A search from a model folder and a recipe to modifiers and a frontier."""
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compress.auto.candidates import ORIGINAL, SCHEMES, modifiers, tied_groups, uniform
+from compress.auto.candidates import ORIGINAL, SCHEMES, Group, modifiers, tied_groups, uniform
+from compress.auto.config import Auto
+from compress.auto.costs import group_seconds, other_seconds, stored_bytes
 from compress.auto.final_kl import FinalKl
 from compress.auto.knapsack import Option
 from compress.auto.library import Library
@@ -39,6 +43,7 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     plans = {scheme: make_plan(uniform(recipe, scheme), checkpoint) for scheme in SCHEMES}
     plan = plans["w8a8"]
     groups = tied_groups(plan)
+    costs = _Costs.of(recipe.auto, groups, plans, checkpoint, progress)
     progress.phase(
         "searching",
         f"{len(groups)} groups of linears, {len(SCHEMES) + 1} schemes: all are rounded in each",
@@ -48,22 +53,17 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     with writing(scratch, CACHE_REMEDY), tempfile.TemporaryDirectory(dir=scratch) as folder:
         library = Library(checkpoint, plans, groups, Path(folder))
         library.fill(blocks, ids_SL[:-SELECTION], progress)
-        nbytes = [
-            {scheme: one.nbytes for scheme, one in roundings.items()}
-            for roundings in library.roundings
-        ]
-        weights = [sum(plan.weights[module] for module in group.modules) for group in groups]
-        budget = _budget(recipe, nbytes, sum(weights))
         kl = FinalKl(blocks, ids_SL[-SELECTION:])
         progress.phase("searching", "what each group costs alone")
-        costs = group_costs(kl, library, groups, progress)
+        nats = group_costs(kl, library, groups, progress)
         problem = Problem(
             auto=recipe.auto,
             groups=groups,
-            options=_options(nbytes, costs),
-            nbytes=nbytes,
-            weights=weights,
-            budget=budget,
+            options=_options(costs.sizes, nats),
+            nbytes=costs.nbytes,
+            weights=costs.weights,
+            budget=costs.budget,
+            other=costs.other,
         )
         progress.phase("searching", "mixtures along the frontier, then swaps")
         spent = time.perf_counter() - begin
@@ -71,32 +71,81 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     return Found(modifiers=modifiers(groups, schemes), frontier=frontier)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Costs:
+    """By group and scheme. ``sizes`` and ``budget`` are bytes, or seconds beside ``other``."""
+
+    nbytes: Sequence[Mapping[str, int]]
+    weights: Sequence[int]
+    sizes: Sequence[Mapping[str, float]]
+    budget: float
+    other: float | None
+
+    @classmethod
+    def of(
+        cls,
+        auto: Auto,
+        groups: Sequence[Group],
+        plans: Mapping[str, Plan],
+        checkpoint: Checkpoint,
+        progress: Progress,
+    ) -> "_Costs":
+        """Raises ``CompressError`` where the budget is out of reach."""
+        plan = plans["w8a8"]
+        nbytes = stored_bytes(groups, plans, checkpoint)
+        weights = [sum(plan.weights[module] for module in group.modules) for group in groups]
+        sizes: Sequence[Mapping[str, float]] = nbytes
+        other, budget = None, auto.limit
+        if auto.budget == "bits":
+            budget = auto.limit * sum(weights) / 8
+        if auto.budget == "tokens_per_second":
+            progress.phase("searching", "each matrix in each scheme is timed")
+            # A layer with a dense matrix is no single native call: its time is no sum.
+            rounded = [[scheme for scheme in one if scheme != ORIGINAL] for one in nbytes]
+            sizes = group_seconds(groups, plan, checkpoint, rounded)
+            other = other_seconds(checkpoint.folder, sizes)
+            budget = 1 / auto.limit - other
+        _check(auto, sizes, budget, sum(weights), other)
+        return cls(nbytes=nbytes, weights=weights, sizes=sizes, budget=budget, other=other)
+
+
+def _check(
+    auto: Auto,
+    sizes: Sequence[Mapping[str, float]],
+    budget: float,
+    weights: int,
+    other: float | None,
+) -> None:
+    low = sum(min(one.values()) for one in sizes)
+    best = ORIGINAL if other is None else "w8a8"
+    high = sum(one[best] for one in sizes)
+    if low <= budget < high:
+        return
+    if other is not None and low == high:
+        raise CompressError(
+            "auto.tokens_per_second: nothing is faster than w8a8 here: ask for bits"
+        )
+    if other is not None:
+        fastest = math.floor(10 / (low + other)) / 10
+        reach = f"more than {1 / (high + other):.1f}, at most {fastest:.1f}"
+    elif auto.budget == "bits":
+        least = math.ceil(8000 * low / weights) / 1000
+        reach = f"at least {least:.3f}, less than {8 * high / weights:.3f}"
+    else:
+        reach = f"at least {low:.0f}, less than {high:.0f}"
+    what = "cannot be kept" if budget < low else f"is kept by {best} alone"
+    raise CompressError(
+        f"auto.{auto.budget} of {auto.limit:g} {what}: for this model, ask for {reach}"
+    )
+
+
 def _options(
-    sizes: Sequence[Mapping[str, float]], costs: Sequence[Mapping[str, float]]
+    sizes: Sequence[Mapping[str, float]], nats: Sequence[Mapping[str, float]]
 ) -> list[dict[str, Option]]:
     return [
         {scheme: Option(scheme, float(size), cost[scheme]) for scheme, size in one.items()}
-        for one, cost in zip(sizes, costs, strict=True)
+        for one, cost in zip(sizes, nats, strict=True)
     ]
-
-
-def _budget(recipe: Recipe, nbytes: Sequence[Mapping[str, int]], weights: int) -> float:
-    """In bytes. Raises ``CompressError`` where it is out of reach."""
-    assert recipe.auto is not None
-    limit = recipe.auto.limit
-    budget = limit * weights / 8 if recipe.auto.budget == "bits" else limit
-    low = sum(min(one.values()) for one in nbytes)
-    high = sum(one[ORIGINAL] for one in nbytes)
-    if low <= budget < high:
-        return budget
-    if recipe.auto.budget == "bits":
-        ends = f"{8 * low / weights:.3f} to {8 * high / weights:.3f} bits"
-    else:
-        ends = f"{low} to {high} bytes"
-    what = "below the smallest schemes" if budget < low else "no less than the original"
-    raise CompressError(
-        f"auto.{recipe.auto.budget} of {limit:g} is {what}: this model can have {ends}"
-    )
 
 
 def _samples(recipe: Recipe, plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Tensor:

@@ -1,7 +1,7 @@
 """Chooses a scheme for each group: Hessian proxy, KL of the final logits, swaps.
 
 1. Each group is rounded in every scheme, which gives bytes and tr(D H D^T).
-2. The KL of the final logits with one group alone in its smallest scheme turns that group's
+2. The KL of the final logits with one group alone in its worst scheme turns that group's
    proxy into nats; the cost of a mixture is taken to be the sum.
 3. The frontier is walked, and the KL of mixtures along it measured.
 4. From the best mixture within the budget, swaps of schemes between groups are tried, those that
@@ -25,13 +25,17 @@ from compress.progress import Progress
 
 # Mixtures along the frontier whose KL is measured.
 _STEPS = 8
+# Points of the predicted curve at most, but for its end.
+_CURVE = 64
 
 Schemes = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """``options[group]`` by scheme. Their sizes are what the budget counts."""
+    """``options[group]`` by scheme. Their sizes are what the budget counts: bytes, or seconds, to
+    which a step adds ``other`` seconds (None: bytes).
+    """
 
     auto: Auto
     groups: Sequence[Group]
@@ -39,6 +43,7 @@ class Problem:
     nbytes: Sequence[Mapping[str, int]]
     weights: Sequence[int]
     budget: float
+    other: float | None = None
 
     def lists(self) -> list[list[Option]]:
         """Options of each group."""
@@ -60,21 +65,21 @@ class Problem:
 def group_costs(
     kl: FinalKl, library: Library, groups: Sequence[Group], progress: Progress
 ) -> list[dict[str, float]]:
-    """Nats for each group and scheme: measured in the smallest, by the proxy in others."""
+    """Nats for each group and scheme: measured in the worst, by the proxy in others."""
     hidden_SLK, found = kl.embedded(), []
     begin, layer = time.perf_counter(), 0
-    for done, (group, roundings) in enumerate(zip(groups, library.roundings, strict=True)):
+    for done, (group, errors) in enumerate(zip(groups, library.errors, strict=True)):
         if group.layer > layer:
             hidden_SLK = kl.run(hidden_SLK, layer, lambda index: {}, group.layer)
             layer = group.layer
-        worst = max(roundings, key=lambda scheme: roundings[scheme].error)
+        worst = max(errors, key=lambda scheme: errors[scheme])
         alone = library.changed(layer, dict.fromkeys(group.modules, worst))
         final_SLK = kl.run(hidden_SLK, layer, _only(layer, alone))
         nats = max(0.0, float(kl.of(final_SLK).mean()))
         if not math.isfinite(nats):
             raise CompressError(f"{group.name} in {worst} gives no numbers: name it in auto.ignore")
-        scale = nats / max(roundings[worst].error, 1e-300)
-        found.append({scheme: scale * one.error for scheme, one in roundings.items()})
+        scale = nats / max(errors[worst], 1e-300)
+        found.append({scheme: scale * error for scheme, error in errors.items()})
         each = (time.perf_counter() - begin) / (done + 1)
         progress.layer(done + 1, len(groups), group.name, each * (len(groups) - done - 1))
     return found
@@ -112,6 +117,7 @@ class Search:
         points.append(self._point("auto", best, chosen=True))
         return best, Frontier(
             points=tuple(sorted(points, key=lambda point: (point.bits, point.name))),
+            curve=self._curve(),
             tokens=self._kl.tokens,
             measured=len(self._known),
             stopped=stopped,
@@ -164,15 +170,32 @@ class Search:
         problem, shares = self._problem, dict[str, float]()
         for scheme, weights in zip(schemes, problem.weights, strict=True):
             shares[scheme] = shares.get(scheme, 0.0) + weights / sum(problem.weights)
+        size, predicted = problem.totals(schemes)
+        speed = None if problem.other is None else round(1 / (problem.other + size), 2)
         return Point(
             name=name,
             bits=round(problem.bits(schemes), 4),
             nbytes=problem.stored(schemes),
-            predicted_kl=float(f"{problem.totals(schemes)[1]:.6g}"),
-            kl=float(f"{float(self._known[schemes].mean()):.6g}"),
+            predicted_kl=_digits(predicted),
+            kl=_digits(float(self._known[schemes].mean())),
+            tokens_per_second=speed,
             schemes=tuple((scheme, round(share, 4)) for scheme, share in shares.items()),
             chosen=chosen,
         )
+
+    def _curve(self) -> tuple[tuple[float, float], ...]:
+        """The hull's mixtures, every so many of them."""
+        path = [_schemes(one) for one in walk(self._problem.lists())]
+        kept = [*path[:: -(-len(path) // _CURVE)], path[-1]]
+        every = {
+            (round(self._problem.bits(one), 4), _digits(self._problem.totals(one)[1]))
+            for one in kept
+        }
+        return tuple(sorted(every))
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def _better(candidate_S: Tensor, best_S: Tensor) -> bool:

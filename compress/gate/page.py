@@ -5,6 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from compress.auto.config import Frontier
+from compress.auto.plot import plot
 from compress.gate.decision import Outcome
 from compress.gate.layer_table import make_layers, make_table
 from compress.gate.report import UNKNOWN_ORIGINAL, Report
@@ -63,6 +67,7 @@ def make_page(report: Report, manifest: Mapping[str, Any]) -> str:
         "<h2>Lost</h2>",
         _losses(report),
         _restored(report),
+        _frontier(report, recipe.get("resolved") or {}),
         "<h2>How it was measured</h2>",
         _method(report),
         make_layers(manifest, report.restored),
@@ -226,6 +231,30 @@ def _restored(report: Report) -> str:
     share = f"{100 * report.kept_share:.0f} % of the targeted weights keep the scheme asked for."
     why = "These layers cost most and got precision back, so that the whole may pass."
     return f"<h2>Restored</h2><p>{why} {share}</p>{make_table(head, cells)}"
+
+
+def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
+    """What the automatic recipe chose from; nothing for other recipes."""
+    if resolved.get("frontier") is None:
+        return ""
+    found = msgspec.convert(resolved["frontier"], Frontier)
+    cells = [
+        f"<td>{'<b>chosen</b>' if one.chosen else escape(one.name)}</td>"
+        f"<td class=n>{one.bits:.3f}</td><td class=n>{_megabytes(one.nbytes)}</td>"
+        f"<td class=n>{one.predicted_kl:.6f}</td><td class=n>{one.kl:.6f}</td>"
+        for one in found.points
+    ]
+    head = (
+        "<th>mixture</th><th class=n>bits a weight</th><th class=n>weights</th>"
+        "<th class=n>KL predicted</th><th class=n>KL measured</th>"
+    )
+    mix = ", ".join(f"{100 * share:.0f} % {scheme}" for scheme, share in found.chosen.schemes)
+    text = (
+        f"Of the weights, {escape(mix)}. {found.measured} mixtures were compared on "
+        f"{found.tokens:,} tokens that are no part of the verdict; {escape(found.stopped)}."
+    )
+    picture = plot(found, report.gate.max_kl)
+    return f"<h2>Chosen from</h2><p>{text}</p>{picture}{make_table(head, cells)}"
 
 
 def _cost(contribution: float | None) -> str:

@@ -83,7 +83,8 @@ class Report:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes ``report.json``, and the verdict into ``venturi.json`` where there is one.
+    """Writes ``report.json``, and into ``venturi.json``, where there is one, the verdict and the
+    original's entropy, which serving compares with.
 
     An artefact in a folder that only others may write stays as it is.
     """
@@ -113,4 +114,5 @@ def _write_into_manifest(report: Report, path: Path) -> None:
     except (OSError, ValueError):
         return
     verdict = {"outcome": report.verdict.outcome.value, "line": report.line(), "key": report.key}
-    write_whole(path, json.dumps({**manifest, "verdict": verdict}, indent=2) + "\n")
+    found = {"verdict": verdict, "reference_entropy": asdict(report.evaluation.entropy)}
+    write_whole(path, json.dumps({**manifest, **found}, indent=2) + "\n")

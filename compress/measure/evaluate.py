@@ -12,7 +12,7 @@ from compress.measure.answers import is_right
 from compress.measure.figures import Evaluation, TaskResult
 from compress.measure.scored import Scored
 from compress.measure.sides import MakeScorer, Timed, open_pair
-from compress.measure.statistics import DocumentSums, compare, summarise
+from compress.measure.statistics import DocumentSums, compare, entropy, summarise
 from compress.measure.tasks import Question, Task
 from compress.measure.text import EvaluationText
 from compress.progress import NoProgress, Progress
@@ -65,6 +65,7 @@ def evaluate(
             broken=broken,
             quality=quality,
             kl=kl,
+            entropy=entropy(sums),
             tasks=results,
         )
 
@@ -114,10 +115,9 @@ class _Work:
                 raise CompressError(
                     "the original gives NaN or infinite logits: it cannot be served"
                 )
-            return [sums.tokens, sums.original_nll, sums.artefact_nll, sums.kl, sums.flips]
+            return sums.row()
 
-        tokens, original_nll, artefact_nll, kl, flips = self._row("documents", score)
-        return DocumentSums(int(tokens), original_nll, artefact_nll, kl, int(flips))
+        return DocumentSums.from_row(self._row("documents", score))
 
     def task(self, task: Task) -> TaskResult:
         right = lost = gained = 0

@@ -43,6 +43,14 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entropy:
+    """Of the original's predictions in nats: ``mean`` and standard ``deviation`` over tokens."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """One of the two models, as found in memory; the speed is that of scoring windows."""
 
@@ -104,7 +112,8 @@ class Evaluation:
     """``data`` names the text, ``window`` is in tokens, ``documents`` counts what was used.
 
     On ``broken`` documents the artefact gave NaN or infinite logits; ``quality`` and ``kl`` are
-    None then, for nothing can be said of their size. ``speed`` is empty where not measured.
+    None then, for nothing can be said of their size. ``entropy`` is what serving compares with.
+    ``speed`` is empty where not measured.
     """
 
     original: Side
@@ -116,6 +125,7 @@ class Evaluation:
     broken: int
     quality: Quality | None
     kl: Estimate | None
+    entropy: Entropy
     tasks: tuple[TaskResult, ...] = ()
     speed: tuple[Speed, ...] = ()
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from compress.generated import threads
 from compress.measure.figures import Speed
 from compress.progress import Progress
@@ -46,14 +48,23 @@ def measure_speed(
     return tuple(found)
 
 
-def _core(folder: Path, kv_dtype: str, count: int) -> EngineCore:
+def decoding_seconds(model_dir: Path) -> float:
+    """Of a step of one sequence, with int8 weights, head and KV cache; raises ``ModelLoadError``.
+
+    The least of several runs: other programs only add to it.
+    """
+    core = _core(model_dir, "int8", torch.get_num_threads(), int8_weights=True)
+    return 1 / max(_tokens_per_second(core, 1) for _ in range(_REPEATS))
+
+
+def _core(folder: Path, kv_dtype: str, count: int, *, int8_weights: bool = False) -> EngineCore:
     blocks = BATCHES[-1] * (1 + -(-(_PROMPT + _TOKENS) // _BLOCK_SIZE))
     return EngineCore.from_config(
         EngineConfig(
             model_dir=folder,
             cache=CacheConfig(dtype=kv_dtype, block_size=_BLOCK_SIZE, blocks=blocks),
             scheduler=SchedulerConfig(max_sequences=BATCHES[-1], speculative_tokens=0),
-            kernels=KernelConfig(threads=count, allow_slow=True),
+            kernels=KernelConfig(threads=count, allow_slow=True, int8_weights=int8_weights),
         )
     )
 

@@ -2,25 +2,38 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compress.measure.figures import Estimate, Interval, Quality
+from compress.measure.figures import Entropy, Estimate, Interval, Quality
 from compress.measure.intervals import Floats, ratio_estimates
 
 
 @dataclass(frozen=True, slots=True)
 class DocumentSums:
-    """Sums over a document's predictions: negative log-likelihoods and KL in nats."""
+    """Sums over a document's predictions: negative log-likelihoods and KL in nats; the entropies
+    of the original's, and their squares."""
 
     tokens: int
     original_nll: float
     artefact_nll: float
     kl: float
     flips: int
+    entropy: float
+    squared_entropy: float
+
+    def row(self) -> list[float]:
+        """The fields in order."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_row(cls, row: Sequence[float]) -> "DocumentSums":
+        """Inverse of ``row``."""
+        tokens, original_nll, artefact_nll, kl, flips, *entropies = row
+        return cls(int(tokens), original_nll, artefact_nll, kl, int(flips), *entropies)
 
     @property
     def original_is_finite(self) -> bool:
@@ -38,12 +51,15 @@ def compare(original_TV: Tensor, artefact_TV: Tensor, ids_T: Tensor) -> Document
     log_p_TV = torch.log_softmax(original_TV[:-1].float(), dim=-1)
     log_q_TV = torch.log_softmax(artefact_TV[:-1].float(), dim=-1)
     next_T1 = ids_T[1:, None]
+    entropy_T = torch.special.entr(log_p_TV.exp()).sum(dim=-1, dtype=torch.float64)
     return DocumentSums(
         tokens=len(next_T1),
         original_nll=-float(log_p_TV.gather(1, next_T1).sum(dtype=torch.float64)),
         artefact_nll=-float(log_q_TV.gather(1, next_T1).sum(dtype=torch.float64)),
         kl=float((log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(dtype=torch.float64)),
         flips=int((log_p_TV.argmax(dim=-1) != log_q_TV.argmax(dim=-1)).sum()),
+        entropy=float(entropy_T.sum()),
+        squared_entropy=float(entropy_T.square().sum()),
     )
 
 
@@ -62,6 +78,14 @@ def summarise(documents: Sequence[DocumentSums]) -> tuple[Quality, Estimate]:
         flips=_interval(flips, most=1.0),
     )
     return quality, kl
+
+
+def entropy(documents: Sequence[DocumentSums]) -> Entropy:
+    """Over all tokens."""
+    tokens = sum(one.tokens for one in documents)
+    mean = sum(one.entropy for one in documents) / tokens
+    variance = sum(one.squared_entropy for one in documents) / tokens - mean**2
+    return Entropy(mean=mean, deviation=math.sqrt(max(0.0, variance)))
 
 
 def _column(documents: Sequence[DocumentSums], name: str) -> Floats:

@@ -10,6 +10,7 @@ from enum import Enum
 from engine.client.stream import Crowd, TokenStream
 from engine.client.transport import Transport
 from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
+from engine.figures import StepFigures
 from engine.messages import (
     Cancel,
     Events,
@@ -68,11 +69,13 @@ class Totals:
 
 
 class EngineClient:
-    """Lives in one event loop. ``on_change`` is called after each change of ``state``."""
+    """Lives in one event loop. ``on_change`` is called after each change of ``state``,
+    ``on_figures`` with what the engine's monitor saw, after the step's other events."""
 
     def __init__(self, make_transport: Callable[[], Transport]) -> None:
         self._make_transport = make_transport
         self._transport: Transport | None = None
+        self._leaving: Transport | None = None  # given up, and perhaps not stopped yet
         self._streams: dict[str, TokenStream] = {}
         self._crowd = Crowd()
         self._waiting_stats: list[asyncio.Future[EngineStats]] = []
@@ -86,6 +89,7 @@ class EngineClient:
         self.report: ModelReport | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.on_loading: Callable[[Loading], None] = lambda loading: None
+        self.on_figures: Callable[[StepFigures], None] = lambda figures: None
 
     def __repr__(self) -> str:
         return f"<EngineClient {self.state.value} open {len(self._streams)}>"
@@ -98,9 +102,17 @@ class EngineClient:
     async def start(self) -> ModelReport:
         """Starts the engine and waits until it is ready. Raises ``ModelLoadError``."""
         self._ready = asyncio.get_running_loop().create_future()
-        self._transport = self._make_transport()
-        await self._transport.start(self._on_message, self._on_exit)
+        await self._launch()
         return await self._ready
+
+    def replace(self, make_transport: Callable[[], Transport], why: str) -> None:
+        """Ends the engine, and every open request as if it had died, and starts another one.
+
+        The model is then that of ``make_transport``, also in later restarts.
+        """
+        self._make_transport = make_transport
+        self.report = None
+        self._begin_restart(why)
 
     async def stop(self) -> None:
         """Ends the engine and every request that is still open."""
@@ -110,8 +122,9 @@ class EngineClient:
         if self._restart is not None:
             self._restart.cancel()
             await asyncio.gather(self._restart, return_exceptions=True)
-        if self._transport is not None:
-            await self._transport.stop()
+        for transport in (self._leaving, self._transport):
+            if transport is not None:
+                await transport.stop()
         self._end_all(FinishReason.CANCELLED, "the engine was stopped")
 
     def submit(self, request: Request) -> TokenStream:
@@ -153,6 +166,8 @@ class EngineClient:
         match message:
             case Events(output=output):
                 self._on_events(output)
+                if output.figures is not None:
+                    self.on_figures(output.figures)
             case Stats(stats=stats):
                 self.last_stats = stats
                 if self._waiting_stats and not (future := self._waiting_stats.pop(0)).done():
@@ -209,25 +224,43 @@ class EngineClient:
         served = self.state is EngineState.READY
         if served and time.monotonic() - self._ready_since > _STABLE_S:
             self._backoff_s = _FIRST_BACKOFF_S
+        self._begin_restart(how)
+
+    def _begin_restart(self, why: str) -> None:
+        self._leaving, self._transport = self._transport, None
         self._set_state(EngineState.RESTARTING)
-        logger.warning("%s; restart in %.1f s", how, self._backoff_s)
+        logger.warning("%s; restart in %.1f s", why, self._backoff_s)
         self.last_stats = _IDLE
-        self._end_all(FinishReason.LOST, how)
+        self._end_all(FinishReason.LOST, why)
         self._restart = asyncio.create_task(self._restart_later())
 
     async def _restart_later(self) -> None:
         while True:
-            old, self._transport = self._transport, None
-            if old is not None:
-                await old.stop()
+            if self._leaving is not None:
+                await self._leaving.stop()
+                self._leaving = None
             await asyncio.sleep(self._backoff_s)
             self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
             self.totals.restarts += 1
-            self._transport = self._make_transport()
             try:
-                return await self._transport.start(self._on_message, self._on_exit)
+                return await self._launch()
             except OSError as error:  # no process, no memory, no folder: perhaps later
                 logger.warning("cannot start an engine: %s", error)
+                self._leaving, self._transport = self._transport, None
+
+    async def _launch(self) -> None:
+        """Starts an incarnation. What one says that was given up already is not heard."""
+        transport = self._transport = self._make_transport()
+
+        def on_message(message: FromEngine) -> None:
+            if transport is self._transport:
+                self._on_message(message)
+
+        def on_exit(how: str) -> None:
+            if transport is self._transport:
+                self._on_exit(how)
+
+        await transport.start(on_message, on_exit)
 
     def _end_all(self, reason: FinishReason, message: str) -> None:
         streams, self._streams = self._streams, {}

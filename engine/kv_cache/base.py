@@ -47,6 +47,13 @@ class KvCache(Protocol):
         """Stores float32 keys and values at ``slots_T`` (block * block size + offset)."""
         ...
 
+    def written_scales(self, slots_T: Tensor) -> Tensor | None:
+        """float32 [L, T, heads of keys and of values]: of what was written at ``slots_T``.
+
+        None where there are no scales.
+        """
+        ...
+
     def read(
         self, layer: int, block_tables_BP: Tensor, context_lens_B: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,9 @@ class Fp32KvCache:
         self._k[layer][blocks, :, offsets] = k_TJD
         self._v[layer][blocks, :, offsets] = v_TJD
 
+    def written_scales(self, slots_T: Tensor) -> None:
+        """See ``KvCache``: there are none."""
+
     def read(
         self, layer: int, block_tables_BP: Tensor, context_lens_B: Tensor
     ) -> tuple[Tensor, Tensor]:

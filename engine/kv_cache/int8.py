@@ -46,6 +46,12 @@ class Int8KvCache:
             pages[layer][blocks, :, offsets] = q_TJD
             scales[layer][blocks, :, offsets] = scale_TJ
 
+    def written_scales(self, slots_T: Tensor) -> Tensor:
+        """See ``KvCache``."""
+        blocks, offsets = slots_T // self._block_size, slots_T % self._block_size
+        both = [scales[:, blocks, :, offsets] for scales in (self._k_scale, self._v_scale)]
+        return torch.cat(both, dim=-1).transpose(0, 1)
+
     def read(
         self, layer: int, block_tables_BP: Tensor, context_lens_B: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,12 @@ class InterleavedInt8KvCache:
         """See ``KvCache``."""
         write_kv(k_TJD.contiguous(), v_TJD.contiguous(), slots_T, self.layers[layer])
 
+    def written_scales(self, slots_T: Tensor) -> Tensor:
+        """See ``KvCache``."""
+        blocks, offsets = slots_T // self._shape.block_size, slots_T % self._shape.block_size
+        scales_TLJ2 = self.scales[:, blocks, :, :, offsets]
+        return scales_TLJ2.transpose(2, 3).flatten(2).transpose(0, 1)
+
     def read(
         self, layer: int, block_tables_BP: Tensor, context_lens_B: Tensor
     ) -> tuple[Tensor, Tensor]:

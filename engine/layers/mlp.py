@@ -24,8 +24,20 @@ class MlpWeights:
     down: Linear
 
 
-def make_mlp(spec: LayerSpec, weights: MlpWeights, backend: str) -> Mlp:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsWeights:
+    """A mixture: its router, and the experts."""
+
+    router: Linear
+    experts: tuple[MlpWeights, ...]
+
+
+def make_mlp(spec: LayerSpec, weights: MlpWeights | ExpertsWeights, backend: str) -> Mlp:
     """[T, K] -> [T, K]."""
+    if isinstance(weights, ExpertsWeights):
+        assert spec.experts is not None
+        experts = [make_mlp(spec, one, backend) for one in weights.experts]
+        return make_experts(spec.experts, weights.router, experts)
     activate, up, down = kernel("activation", backend), weights.up, weights.down
     return lambda x_TK: down(activate(up(x_TK), spec.activation, gated=spec.gated))
 

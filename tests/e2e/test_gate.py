@@ -156,7 +156,7 @@ def test_a_compressed_folder_is_judged_against_its_original(
     [
         (("--recipe", "none", "--gate", "enforce"), "is served as it is: leave --gate out"),
         (("--gate", "warn", "--original", "folder"), "is compressed now: leave --original out"),
-        (("--original", "folder"), "add --gate enforce or warn"),
+        (("--original", "folder"), "add one of them"),
     ],
 )
 def test_what_the_gate_cannot_judge(cache_dir: Path, flags: tuple[str, ...], message: str) -> None:

@@ -1,12 +1,12 @@
 """The asyncio client."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from venturi import _requests
+from venturi import _convert, _requests
 from venturi._base import BaseClient
 from venturi._convert import Collector
 from venturi._errors import from_rpc_error
@@ -58,10 +58,16 @@ class AsyncClient(BaseClient):
         *,
         model: str = "",
         add_special_tokens: bool | None = None,
+        add_generation_prompt: bool | None = None,
+        template_kwargs: Mapping[str, object] | None = None,
         timeout: float | None = None,
     ) -> Tokenization:
-        """Token ids of a text, or of messages in the model's chat template."""
-        return await self._run(_requests.tokenize(prompt, model, add_special_tokens, timeout))
+        """Token ids of a text, or of messages in the model's chat template.
+
+        ``add_generation_prompt`` and ``template_kwargs`` are for messages.
+        """
+        chat = {"add_generation_prompt": add_generation_prompt, "template_kwargs": template_kwargs}
+        return await self._run(_requests.tokenize(prompt, model, add_special_tokens, chat, timeout))
 
     async def detokenize(
         self,
@@ -73,6 +79,14 @@ class AsyncClient(BaseClient):
     ) -> str:
         """Text of token ids."""
         return await self._run(_requests.detokenize(token_ids, model, skip_special_tokens, timeout))
+
+    async def tokenizer_files(
+        self, model: str = "", *, timeout: float | None = None
+    ) -> dict[str, bytes]:
+        """The files of the model's tokenizer, by name: ``tokenizer.json`` and others."""
+        call = _requests.tokenizer_files(model, timeout)
+        async with AsyncEventStream(partial(self._send, call), call.convert) as pieces:
+            return _convert.join_files([piece async for piece in pieces])
 
     async def model(self, name: str = "", *, timeout: float | None = None) -> Model:
         """One model, by ``name`` or ``name@variant``; "" is the default model."""

@@ -1,10 +1,11 @@
-"""The commands ``generate``, ``health`` and ``model``, and the options that commands share."""
+"""The commands ``generate``, ``health``, ``model`` and ``lm-eval``, and options that they share."""
 
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import import_module
 from typing import Any, TypeVar, Unpack
 
 import click
@@ -13,7 +14,7 @@ from venturi._client import Client
 from venturi._errors import APIConnectionError, APITimeoutError, VenturiError
 from venturi._explain import connect
 from venturi._options import GenerateOptions, Prompt
-from venturi._types import Generation, Model
+from venturi._types import Generation, Model, Monitoring
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -183,10 +184,52 @@ def _describe(served: Model) -> str:
         "format": origin.format,
         "quality": f"{quality.verdict or 'measured'}{_kl(quality.mean_kl_nats)}" if quality else "",
         "gate": quality.explanation if quality else "",
+        "monitoring": _activity(served.monitoring) if served.monitoring else "",
+        "alarm": "; ".join(alarm.text for alarm in served.monitoring.alarms)
+        if served.monitoring
+        else "",
+        "fallback": f"from {served.fallback.variant}: {served.fallback.reason}"
+        if served.fallback
+        else "",
         "speed": f"{speed.decode_1:.1f} tokens/s" if speed and speed.decode_1 else "",
     }
     return "\n".join(f"{label:<13}{value}" for label, value in rows.items() if value)
 
 
+def _activity(seen: Monitoring) -> str:
+    if not seen.sampled_steps:
+        return "no step was looked at"
+    parts = [f"{seen.sampled_steps:,} steps looked at"]
+    if seen.entropy_nats is not None:
+        reference = seen.reference_entropy_nats
+        known = "no reference" if reference is None else f"original {reference:.2f}"
+        parts.append(f"entropy {seen.entropy_nats:.2f} nats ({known})")
+    shares = [layer.zeroed_share for layer in seen.layers if layer.zeroed_share is not None]
+    if shares:
+        parts.append(f"at most {max(shares):.1%} of a layer's activations rounded to 0")
+    broken = sum(layer.non_finite + layer.kv_non_finite for layer in seen.layers)
+    parts.append(f"{seen.non_finite_logits + broken} NaN or infinite")
+    return ", ".join(parts)
+
+
 def _kl(nats: float | None) -> str:
     return "" if nats is None else f", KL {nats:.4g} nats"
+
+
+@click.command("lm-eval", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def lm_eval(arguments: tuple[str, ...]) -> None:
+    """Run tasks of lm-evaluation-harness against a server.
+
+    ARGUMENTS are those of `lm_eval run`; its model is `venturi`.
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+
+        import_module("venturi.lm_eval")  # registers the model
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is not installed: pip install 'venturi-client[lm-eval]'"
+        ) from error
+    sys.argv = ["venturi lm-eval", "run", "--model", "venturi", *arguments]
+    cli_evaluate()

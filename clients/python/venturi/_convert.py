@@ -1,5 +1,6 @@
 """From messages of the contract to the dataclasses of ``_types``."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
@@ -13,6 +14,7 @@ from venturi import _types
 from venturi._errors import VenturiError
 from venturi._types import Choice, Chunk, Generation, TokenLogprobs
 from venturi.v1 import inference_pb2 as pb
+from venturi.v1 import model_pb2
 
 T = TypeVar("T")
 
@@ -145,6 +147,19 @@ def generation(message: pb.GenerateResponse) -> Generation:
         )
     )
     return collector.generation()
+
+
+def join_files(pieces: Iterable[model_pb2.GetTokenizerResponse]) -> dict[str, bytes]:
+    """Files by name. Raises VenturiError where one is not what its checksum says."""
+    files: dict[str, bytes] = defaultdict(bytes)
+    checksums: dict[str, str] = {}
+    for piece in pieces:
+        files[piece.file_name] += piece.data
+        checksums[piece.file_name] = piece.sha256
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != checksums[name]:
+            raise VenturiError(f"{name} arrived damaged: its SHA-256 is another")
+    return dict(files)
 
 
 def _choice(index: int, parts: _Parts) -> Choice:

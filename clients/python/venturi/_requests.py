@@ -72,13 +72,20 @@ def stream(
 
 
 def tokenize(
-    prompt: str | Chat, model: str, add_special_tokens: bool | None, timeout: float | None
+    prompt: str | Chat,
+    model: str,
+    add_special_tokens: bool | None,
+    chat_options: Mapping[str, object],
+    timeout: float | None,
 ) -> Call[Tokenization]:
     """``InferenceService.Tokenize``."""
+    given = {name: value for name, value in chat_options.items() if value is not None}
+    if isinstance(prompt, str):
+        _refuse_chat_options(given)
     request = pb.TokenizeRequest(
         model=model,
         add_special_tokens=add_special_tokens,
-        **({"text": prompt} if isinstance(prompt, str) else {"chat": _chat(prompt, {})}),
+        **({"text": prompt} if isinstance(prompt, str) else {"chat": _chat(prompt, given)}),
     )
     return Call(
         method="inference.Tokenize",
@@ -109,6 +116,18 @@ def model(name: str, timeout: float | None) -> Call[Model]:
         method="model.GetModel",
         request=model_pb2.GetModelRequest(model=name),
         convert=lambda message: _convert.from_proto(Model, message.model),
+        timeout=timeout,
+    )
+
+
+def tokenizer_files(
+    model: str, timeout: float | None
+) -> Call[Iterable[model_pb2.GetTokenizerResponse]]:
+    """``ModelService.GetTokenizer``."""
+    return Call(
+        method="model.GetTokenizer",
+        request=model_pb2.GetTokenizerRequest(model=model),
+        convert=lambda message: [message],
         timeout=timeout,
     )
 
@@ -236,10 +255,14 @@ def _input(prompt: Prompt, given: Mapping[str, object]) -> dict[str, object]:
         return {"chat": _chat(cast(Chat, prompt), given)}
     else:
         fields = {"token_ids": {"ids": _token_ids(prompt)}}
+    _refuse_chat_options(given)
+    return fields
+
+
+def _refuse_chat_options(given: Mapping[str, object]) -> None:
     for name in ("add_generation_prompt", "template_kwargs"):
         if name in given:
             raise ValueError(f"{name} is for a prompt of messages")
-    return fields
 
 
 def _token_ids(prompt: Sequence[object]) -> Sequence[object]:

@@ -244,6 +244,46 @@ class MeasuredSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerActivity:
+    """What a decoder layer's linear layers read; shares are of the values that are rounded."""
+
+    non_finite: int
+    kv_non_finite: int
+    zeroed_share: float | None = None
+    saturated_share: float | None = None
+    outlier_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A figure that has left its limits: ``kind`` is "non_finite" or "entropy"."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Monitoring:
+    """What sampled steps showed of the running model: averages and counts; nats per token."""
+
+    sampled_steps: int
+    non_finite_logits: int
+    layers: tuple[LayerActivity, ...]
+    alarms: tuple[Alarm, ...]
+    entropy_nats: float | None = None
+    reference_entropy_nats: float | None = None
+    entropy_shift_nats: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """``variant`` was given up, and the original serves in its place."""
+
+    variant: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A served model, as found in memory."""
 
@@ -261,3 +301,5 @@ class Model:
     eos_token_ids: tuple[int, ...]
     quality: MeasuredQuality | None = None
     speed: MeasuredSpeed | None = None
+    monitoring: Monitoring | None = None
+    fallback: Fallback | None = None

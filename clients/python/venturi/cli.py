@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from venturi._chat import chat
-from venturi._commands import generate, health, model
+from venturi._commands import generate, health, lm_eval, model
 from venturi._explain import one_line
 
 _GROUP = "venturi.commands"
@@ -112,7 +112,7 @@ def _fail(message: str, code: int) -> NoReturn:
 @click.group(
     name="venturi",
     cls=VenturiGroup,
-    commands=[generate, chat, health, model],
+    commands=[generate, chat, health, model, lm_eval],
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -7,6 +7,7 @@
 One token is one character, and its id is the character's code point.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,7 @@ class Script:
         failure: Ends calls with this status, on every service but grpc.health.
         fail_after: Chunks that a stream sends before it fails.
         fail_times: Calls that fail before one succeeds; None: all of them.
+        tokenizer_files: What ``GetTokenizer`` sends, by name, each in two pieces.
     """
 
     chunks: Sequence[str] = ("Hello", ",", " world")
@@ -64,6 +66,7 @@ class Script:
     failure: Failure | None = None
     fail_after: int = 0
     fail_times: int | None = None
+    tokenizer_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class FakeServer:
@@ -247,6 +250,18 @@ class _Services(
             rpc.fail(Failure(code=grpc.StatusCode.NOT_FOUND, message="unknown model"))
         rpc.answer()
         return model_pb2.GetModelResponse(model=_MODEL)
+
+    def GetTokenizer(
+        self, request: model_pb2.GetTokenizerRequest, context: grpc.ServicerContext
+    ) -> Iterator[model_pb2.GetTokenizerResponse]:
+        self._server._begin(request, context).answer()
+        for name, data in self._server.script.tokenizer_files.items():
+            checksum = hashlib.sha256(data).hexdigest()
+            half = len(data) // 2
+            for part in (data[:half], data[half:]):
+                yield model_pb2.GetTokenizerResponse(
+                    file_name=name, data=part, total_bytes=len(data), sha256=checksum
+                )
 
     def ListModels(
         self, request: model_pb2.ListModelsRequest, context: grpc.ServicerContext

@@ -5,10 +5,12 @@ import inspect
 
 import pytest
 
-from venturi import AsyncClient, Client, FinishReason, Phase
+from venturi import AsyncClient, Client, FinishReason, Phase, VenturiError
 from venturi._channel import service_config
+from venturi._convert import join_files
 from venturi.testing import FakeServer
 from venturi.v1 import inference_pb2 as pb
+from venturi.v1.model_pb2 import GetTokenizerResponse
 
 
 def test_generate_returns_the_whole_response(client: Client, server: FakeServer) -> None:
@@ -26,6 +28,9 @@ def test_the_other_methods(client: Client, server: FakeServer) -> None:
     tokens = client.tokenize("hi")
     assert (tokens.token_ids, tokens.text) == ((104, 105), "hi")
     assert client.detokenize(tokens.token_ids) == "hi"
+    assert client.tokenize([{"role": "user", "content": "hi"}]).text == "user: hi\n"
+    server.script.tokenizer_files = {"tokenizer.json": b"{...}", "empty": b""}
+    assert client.tokenizer_files() == server.script.tokenizer_files
     assert client.model("fake@original").context_length == 4096
     assert [model.name for model in client.models()] == ["fake"]
     assert client.load().tokens_per_second == 12.5
@@ -44,12 +49,35 @@ async def test_the_async_client_does_the_same(
     assert await async_client.generate("abc", request_id="mine") == expected
     assert await async_client.tokenize("hi") == client.tokenize("hi")
     assert await async_client.detokenize([104, 105]) == "hi"
+    server.script.tokenizer_files = {"tokenizer.json": b"{...}"}
+    assert await async_client.tokenizer_files() == client.tokenizer_files()
     assert await async_client.model() == client.model()
     assert await async_client.models() == client.models()
     assert await async_client.load() == client.load()
     assert await async_client.health()
     async with async_client.watch_startup() as events:
         assert [event.phase async for event in events] == [Phase.LOADING, Phase.READY]
+
+
+def test_chat_options_are_for_messages(client: Client, server: FakeServer) -> None:
+    client.tokenize(
+        [{"role": "user", "content": "hi"}],
+        add_generation_prompt=False,
+        template_kwargs={"enable_thinking": True},
+    )
+    chat = server.requests[-1].chat
+    assert (chat.add_generation_prompt, chat.template_kwargs) == (
+        False,
+        '{"enable_thinking": true}',
+    )
+    with pytest.raises(ValueError, match="add_generation_prompt is for a prompt of messages"):
+        client.tokenize("hi", add_generation_prompt=False)
+
+
+def test_a_damaged_file_is_told() -> None:
+    piece = GetTokenizerResponse(file_name="tokenizer.json", data=b"x", sha256="0" * 64)
+    with pytest.raises(VenturiError, match=r"tokenizer\.json arrived damaged"):
+        join_files([piece])
 
 
 def test_both_clients_have_the_same_methods() -> None:

@@ -186,8 +186,8 @@ def test_every_option_reaches_the_server(client: Client, server: FakeServer) -> 
 
 
 def test_tokenize_takes_text_or_messages() -> None:
-    assert tokenize("hi", "", None, None).request == pb.TokenizeRequest(text="hi")
-    request = tokenize(_CHAT, "m", False, None).request
+    assert tokenize("hi", "", None, {}, None).request == pb.TokenizeRequest(text="hi")
+    request = tokenize(_CHAT, "m", False, {}, None).request
     assert request == pb.TokenizeRequest(
         model="m",
         chat=pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")]),

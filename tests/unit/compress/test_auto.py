@@ -5,12 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import msgspec
 import pytest
 import torch
 
 import compress
-from compress.auto.config import Auto
+from compress.auto.candidates import ORIGINAL
+from compress.auto.config import Auto, Frontier
+from compress.auto.plot import plot
 from compress.auto.resolve import resolve_auto
 from compress.errors import CompressError
 from compress.progress import NoProgress
@@ -97,6 +101,36 @@ def test_time_that_is_over_stops_the_swaps(make_model: MakeModel, tmp_path: Path
     assert found.frontier.stopped == "time_budget, after 0 swaps"
 
 
+def test_a_speed_within_reach_is_kept(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(groups: Any, plan: Any, checkpoint: Any, schemes: Any) -> Any:
+        assert not any(ORIGINAL in one for one in schemes)
+        return [{name: 2e-4 if name == "w8a8" else 1e-4 for name in one} for one in schemes]
+
+    monkeypatch.setattr("compress.auto.run.group_seconds", seconds)
+    monkeypatch.setattr("compress.auto.run.other_seconds", lambda *_: 0.001)
+    recipe = small(budget="tokens_per_second", limit=450.0)
+    found = resolve_auto(recipe, make_model(), tmp_path, NoProgress())
+    assert found.frontier is not None
+    # Eight groups: 1.8 ms with 4 bits, and 2.2 ms with four of them at 8 bits.
+    assert found.frontier.chosen.tokens_per_second == pytest.approx(1 / 2.2e-3, abs=0.01)
+    speeds = [one.tokens_per_second for one in found.frontier.points]
+    assert (max(speeds), min(speeds)) == pytest.approx((1 / 1.8e-3, 1 / 2.6e-3), abs=0.01)
+
+
+def test_the_report_shows_the_frontier(make_model: MakeModel, tmp_path: Path) -> None:
+    compress.compress(small(), make_model(), tmp_path / "out")
+    record = manifest(tmp_path / "out")["recipe"]["resolved"]["frontier"]
+    frontier = msgspec.convert(record, Frontier)
+    picture = ElementTree.fromstring(plot(frontier, frontier.chosen.kl))
+    titles = [one.text or "" for one in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(titles) == len([one for one in frontier.points if one.kl > 1e-7])
+    texts = [one.text or "" for one in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert any(text.startswith("gate's limit") for text in texts)
+    assert any("uniform w4a8 g32" in text for text in texts)
+
+
 def test_ignored_layers_stay(make_model: MakeModel, tmp_path: Path) -> None:
     recipe = small(ignore=("lm_head", "*.down_proj"))
     compress.compress(recipe, make_model(), tmp_path / "out")
@@ -107,13 +141,16 @@ def test_ignored_layers_stay(make_model: MakeModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("budget", "limit", "message"),
     [
+        ("bits", 3.0, r"auto.bits of 3 cannot be kept: for this model, ask for at least 4\."),
+        ("bits", 16.0, r"auto.bits of 16 is kept by original alone: .* less than 16\.000"),
+        ("bytes", 100.0, r"auto.bytes of 100 cannot be kept: .* ask for at least \d+, less"),
         (
-            "bits",
-            3.0,
-            r"auto.bits of 3 is below the smallest schemes: this model can have 4\.",
+            "tokens_per_second",
+            1e9,
+            r"(cannot be kept: .* more than [\d.]+, at most [\d.]+$|"
+            "nothing is faster)",
         ),
-        ("bits", 16.0, r"auto.bits of 16 is no less than the original: .* to 16\.000 bits"),
-        ("bytes", 100.0, r"auto.bytes of 100 is below .* can have \d+ to \d+ bytes"),
+        ("tokens_per_second", 1e-3, r"of 0.001 is kept by w8a8 alone|nothing is faster"),
     ],
 )
 def test_budgets_out_of_reach(

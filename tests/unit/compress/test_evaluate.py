@@ -20,7 +20,7 @@ from compress.documents import read_windows
 from compress.errors import CompressError
 from compress.measure.evaluate import evaluate
 from compress.measure.figures import Evaluation
-from compress.measure.statistics import DocumentSums, compare, summarise
+from compress.measure.statistics import DocumentSums, compare, entropy, summarise
 from compress.measure.text import EvaluationText, read_files
 from compress.progress import NoProgress
 from engine.config import EngineConfig
@@ -179,15 +179,27 @@ def test_compare_by_hand() -> None:
     assert sums.artefact_nll == pytest.approx(-math.log(0.5) - math.log(0.25))
     assert sums.kl == pytest.approx(2 * (0.5 * math.log(2) - 0.25 * math.log(2)))
     assert sums.flips == 2
+    bits = 0.5 * math.log(2) + 0.5 * math.log(4)
+    assert (sums.entropy, sums.squared_entropy) == pytest.approx((2 * bits, 2 * bits**2))
+
+
+def test_the_originals_entropy_is_over_all_tokens_and_knows_what_is_impossible() -> None:
+    """A logit of -inf has no share of it."""
+    certain = torch.tensor([0.0, -math.inf, -math.inf]).expand(2, 3)
+    open_ = torch.zeros(4, 3)
+    sums = [compare(x, x.clamp_min(-9.0), torch.zeros(len(x)).long()) for x in (certain, open_)]
+    found = entropy(sums)
+    assert found.mean == pytest.approx(0.75 * math.log(3))
+    assert found.deviation == pytest.approx(math.sqrt(0.75 * 0.25) * math.log(3))
 
 
 def test_the_bootstrap_draws_documents() -> None:
-    calm = [DocumentSums(10, 10.0, 10.0, 0.1, 1)] * 20
+    calm = [DocumentSums(10, 10.0, 10.0, 0.1, 1, 9.0, 9.0)] * 20
     quality, kl = summarise(calm)
     assert kl.value == quality.kl.value
     assert (quality.kl.low, quality.kl.high) == pytest.approx((0.01, 0.01))
     assert quality.tokens == 200
-    wild = [*calm, DocumentSums(10, 10.0, 20.0, 9.0, 9)]
+    wild = [*calm, DocumentSums(10, 10.0, 20.0, 9.0, 9, 9.0, 9.0)]
     quality, kl = summarise(wild)
     assert quality.kl.low < quality.kl.value < quality.kl.high
     assert quality.perplexity_ratio.value == pytest.approx(math.exp(10 / 210))
@@ -209,6 +221,8 @@ def test_evaluate_with_a_fake(original: Path, tmp_path: Path) -> None:
     assert result.quality.flips.value == 1.0
     assert result.broken == 0
     p = math.e / (math.e + 9)
+    assert result.entropy.mean == pytest.approx(math.log(math.e + 9) - p)
+    assert result.entropy.deviation < 1e-6
     assert result.quality.kl.value == pytest.approx(p - p / math.e)
     assert FakeScorer.configs["original"].cache.dtype == "fp32"
     assert FakeScorer.configs["artefact"].cache.dtype == "auto"

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from compress.gate.verdict import judge
 from compress.measure import text as texts
 from compress.measure.answers import is_right, log_likelihood
 from compress.measure.figures import (
+    Entropy,
     Estimate,
     Evaluation,
     Interval,
@@ -60,7 +61,8 @@ def evaluation(kl: Estimate | None, *tasks: TaskResult) -> Evaluation:
         )  # fmt: skip
     return Evaluation(
         original=SIDE, artefact=SIDE, data=("generated",), data_sha256="0", window=4,
-        documents=30, broken=0 if kl else 3, quality=quality, kl=kl, tasks=tasks,
+        documents=30, broken=0 if kl else 3, quality=quality, kl=kl,
+        entropy=Entropy(mean=2.0, deviation=1.0), tasks=tasks,
     )  # fmt: skip
 
 
@@ -350,7 +352,9 @@ def test_a_verdict_is_found_again_until_something_changes(
     refused = strict.report(artefact)
     assert refused.refused
     assert phases(strict) == []
-    assert json.loads((artefact / "venturi.json").read_text())["verdict"]["outcome"] == "fail"
+    manifest = json.loads((artefact / "venturi.json").read_text())
+    assert manifest["verdict"]["outcome"] == "fail"
+    assert manifest["reference_entropy"] == asdict(report.evaluation.entropy)
     fp32 = replace(make_judge(mini, tmp_path), kv_dtype="fp32")
     assert fp32.report(artefact).evaluation.artefact.kv_dtype == "fp32"
     assert phases(fp32) == ["evaluating"]

@@ -20,6 +20,7 @@ from engine.client.stream import Coalescing, Slice, TokenStream
 from engine.config import EngineConfig, SchedulerConfig
 from engine.core import EngineCore
 from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
+from engine.figures import StepFigures
 from engine.local import LocalTransport
 from engine.messages import (
     Cancel,
@@ -272,6 +273,44 @@ async def test_a_dead_engine_ends_its_streams_and_is_started_again(
     assert shop.made[0].stopped == 1
     client.submit(make_request("a"))
     assert [type(message) for message in shop.made[1].sent] == [Submit]
+
+
+async def test_a_replaced_engine_is_stopped_and_heard_no_more(make_request: MakeRequest) -> None:
+    client, shop = await started("ready")
+    heard: list[StepFigures] = []
+    client.on_figures = heard.append
+    figures = StepFigures(non_finite_logits=1)
+    streams = [client.submit(make_request(name)) for name in "ab"]
+    shop.made[0].message(Events(StepOutput(finished=[ended("a")], figures=figures)))
+    assert heard == [figures]
+    others = Shop("ready", "ready")
+    client.replace(others, "its numbers overflow")
+    assert client.state is EngineState.RESTARTING
+    assert client.report is None
+    ends = [(await read(stream)).finished for stream in streams]
+    assert [end.reason for end in ends if end] == [FinishReason.LENGTH, FinishReason.LOST]
+    with pytest.raises(EngineUnavailable):
+        client.submit(make_request("c"))
+    # Its end was asked for, and what it says on its way is of another model.
+    shop.made[0].message(READY)
+    shop.made[0].message(Events(StepOutput(figures=figures)))
+    shop.made[0].exit("the engine process ended with code 0")
+    await until(lambda: client.state is EngineState.READY)
+    assert heard == [figures]
+    assert shop.made[0].stopped == 1
+    assert (len(shop.made), len(others.made)) == (1, 1)
+    assert client.totals.restarts == 1
+    others.made[0].exit("it fell over")
+    await until(lambda: client.state is EngineState.READY)
+    assert (len(shop.made), len(others.made)) == (1, 2)
+
+
+async def test_stop_ends_an_engine_that_is_being_replaced() -> None:
+    client, shop = await started("ready")
+    client.replace(Shop("ready"), "its numbers overflow")
+    await client.stop()
+    assert shop.made[0].stopped == 1
+    assert client.state is EngineState.STOPPED
 
 
 async def test_pauses_between_restarts_grow() -> None:

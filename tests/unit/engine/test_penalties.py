@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.endings import NOT_FINITE
+from engine.endings import NOTHING_LEFT
 from engine.kernels import kernel
 from engine.kernels.cpu import library
 from engine.penalties import add_bias, forbid_ends
@@ -155,7 +155,7 @@ def test_a_row_of_which_nothing_is_left_is_named_and_leaves_the_others_alone() -
         logits_RV[1] = -INF
 
     found = sample(logits, params, [0] * 3, edit=edit)
-    assert found == [wanted[0], NOT_FINITE, wanted[2]]
+    assert found == [wanted[0], NOTHING_LEFT, wanted[2]]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from engine import sampler
-from engine.endings import NOT_FINITE
+from engine.endings import NOT_FINITE, NOTHING_LEFT
 from engine.types import SamplingParams
 from engine.uniform import uniform_number
 
@@ -241,6 +241,6 @@ def test_a_row_near_the_largest_float_is_drawn_with_edited_neighbours_and_withou
 def test_an_edit_may_forbid_what_the_model_may_not() -> None:
     logits = rows(random_logits(20), 3)
     tokens = sample(logits, [SamplingParams()] * 3, [0] * 3, edit=lambda x: x[1:].fill_(-torch.inf))
-    assert tokens == [int(random_logits(20).argmax()), NOT_FINITE, NOT_FINITE]
+    assert tokens == [int(random_logits(20).argmax()), NOTHING_LEFT, NOTHING_LEFT]
     logits[0, 3] = -torch.inf
     assert sample(logits, [SamplingParams()] * 3, [0] * 3, edit=lambda x: None)[0] == NOT_FINITE

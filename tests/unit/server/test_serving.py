@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import EngineUnavailable, UnknownModel
 from server.provenance import Provenance
-from server.serving import Progress, Serving, TokenRate
+from server.serving import Fallback, Progress, Serving, TokenRate
 from venturi.v1 import admin_pb2 as pb
 
 
@@ -17,6 +17,16 @@ def test_names_and_variants_are_found() -> None:
     for name in ("other", "mini@w4a8", "@w8a8", "mini@"):
         with pytest.raises(UnknownModel):
             serving.find(name)
+
+
+def test_a_variant_that_was_given_up_is_still_found() -> None:
+    serving = Serving("mini", "w8a8")
+    serving.fallback = Fallback(variant="w8a8", reason="its numbers overflow")
+    serving.variant = "original"
+    for name in ("", "mini", "mini@w8a8", "mini@original"):
+        serving.find(name)
+    with pytest.raises(UnknownModel):
+        serving.find("mini@w4a8")
 
 
 def test_nothing_is_served_before_it_is_ready() -> None:

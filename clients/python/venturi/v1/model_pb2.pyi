@@ -47,7 +47,7 @@ class GetTokenizerResponse(_message.Message):
     def __init__(self, file_name: _Optional[str] = ..., data: _Optional[bytes] = ..., total_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "variant", "architecture", "context_length", "vocabulary_size", "parameters", "has_chat_template", "precision", "kv_cache", "provenance", "layers", "quality", "speed", "eos_token_ids")
+    __slots__ = ("name", "variant", "architecture", "context_length", "vocabulary_size", "parameters", "has_chat_template", "precision", "kv_cache", "provenance", "layers", "quality", "speed", "eos_token_ids", "monitoring", "fallback")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,8 @@ class Model(_message.Message):
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     SPEED_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MONITORING_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
     name: str
     variant: str
     architecture: str
@@ -76,7 +78,57 @@ class Model(_message.Message):
     quality: MeasuredQuality
     speed: MeasuredSpeed
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameters: _Optional[int] = ..., has_chat_template: _Optional[bool] = ..., precision: _Optional[_Union[Precision, _Mapping]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerSummary, _Mapping]]] = ..., quality: _Optional[_Union[MeasuredQuality, _Mapping]] = ..., speed: _Optional[_Union[MeasuredSpeed, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    monitoring: Monitoring
+    fallback: Fallback
+    def __init__(self, name: _Optional[str] = ..., variant: _Optional[str] = ..., architecture: _Optional[str] = ..., context_length: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., parameters: _Optional[int] = ..., has_chat_template: _Optional[bool] = ..., precision: _Optional[_Union[Precision, _Mapping]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., provenance: _Optional[_Union[Provenance, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerSummary, _Mapping]]] = ..., quality: _Optional[_Union[MeasuredQuality, _Mapping]] = ..., speed: _Optional[_Union[MeasuredSpeed, _Mapping]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., monitoring: _Optional[_Union[Monitoring, _Mapping]] = ..., fallback: _Optional[_Union[Fallback, _Mapping]] = ...) -> None: ...
+
+class Monitoring(_message.Message):
+    __slots__ = ("sampled_steps", "non_finite_logits", "entropy_nats", "reference_entropy_nats", "entropy_shift_nats", "layers", "alarms")
+    SAMPLED_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NON_FINITE_LOGITS_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_NATS_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_ENTROPY_NATS_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_SHIFT_NATS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    sampled_steps: int
+    non_finite_logits: int
+    entropy_nats: float
+    reference_entropy_nats: float
+    entropy_shift_nats: float
+    layers: _containers.RepeatedCompositeFieldContainer[LayerActivity]
+    alarms: _containers.RepeatedCompositeFieldContainer[Alarm]
+    def __init__(self, sampled_steps: _Optional[int] = ..., non_finite_logits: _Optional[int] = ..., entropy_nats: _Optional[float] = ..., reference_entropy_nats: _Optional[float] = ..., entropy_shift_nats: _Optional[float] = ..., layers: _Optional[_Iterable[_Union[LayerActivity, _Mapping]]] = ..., alarms: _Optional[_Iterable[_Union[Alarm, _Mapping]]] = ...) -> None: ...
+
+class LayerActivity(_message.Message):
+    __slots__ = ("zeroed_share", "saturated_share", "outlier_ratio", "non_finite", "kv_non_finite")
+    ZEROED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SATURATED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    OUTLIER_RATIO_FIELD_NUMBER: _ClassVar[int]
+    NON_FINITE_FIELD_NUMBER: _ClassVar[int]
+    KV_NON_FINITE_FIELD_NUMBER: _ClassVar[int]
+    zeroed_share: float
+    saturated_share: float
+    outlier_ratio: float
+    non_finite: int
+    kv_non_finite: int
+    def __init__(self, zeroed_share: _Optional[float] = ..., saturated_share: _Optional[float] = ..., outlier_ratio: _Optional[float] = ..., non_finite: _Optional[int] = ..., kv_non_finite: _Optional[int] = ...) -> None: ...
+
+class Alarm(_message.Message):
+    __slots__ = ("kind", "text")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    text: str
+    def __init__(self, kind: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Fallback(_message.Message):
+    __slots__ = ("variant", "reason")
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    variant: str
+    reason: str
+    def __init__(self, variant: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Precision(_message.Message):
     __slots__ = ("weights", "activations", "head", "weight_bytes", "kernels")
