@@ -1,6 +1,7 @@
 """Venturi's compression beside llm-compressor's: held-out loss and seconds at the same settings.
 
-    python -m bench.compressors [--quick] [--json FILE] [--peers-folder DIR] [--only NAME...]
+    python -m bench.compressors [--quick] [--json FILE] [--peers-folder DIR] [--keep DIR]
+        [--only NAME...]
 
 Both get the same model in float32, the same calibration ids in steps of as many tokens, the same
 grid (groups of 32, symmetric, float32 scales), damping 0.01, static activation order and candidate
@@ -8,7 +9,8 @@ scales, and keep head and embedding. One evaluator runs the weights of both with
 activations. Each turn draws other calibration text; the sides compress one after the other.
 Differences are paired, with 95 % bootstrap intervals over documents and turns. Seconds are of
 calibration and compression, without loading and saving, after a warm-up. ``--json`` is written
-after each turn.
+after each turn. With ``--keep``, llm-compressor runs only for what it has not been asked there yet;
+of the times only the seconds of CPU can be compared then.
 ``make bench-peers`` sets llm-compressor up.
 """
 
@@ -16,6 +18,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -157,7 +160,7 @@ class Bench:
             given.model, given.calibration, samples=given.samples, length=given.length, seed=seed
         )
         self._say(seed, "llm-compressor")
-        self._theirs(ids_SL)
+        self._theirs(seed, ids_SL)
         self._say(seed, "Venturi")
         self._ours(ids_SL)
 
@@ -170,9 +173,10 @@ class Bench:
             seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
             self._add(self.pairs[setting.name].ours, changed, seconds, cpu_seconds)
 
-    def _theirs(self, ids_SL: Tensor) -> None:
+    def _theirs(self, seed: int, ids_SL: Tensor) -> None:
         with tempfile.TemporaryDirectory() as name:
-            work = Path(name)
+            kept = self._given.keep
+            work = Path(name) if kept is None else kept / str(seed)
             for line in self._run(work, ids_SL):
                 changed = by_layer(load_file(work / "out" / f"{line['name']}.safetensors"))
                 side = self.pairs[str(line["name"])].theirs
@@ -185,8 +189,14 @@ class Bench:
         if not python.is_file():
             raise RuntimeError(f"there is no {python}: run make bench-peers")
         described = [{"name": setting.name, **asdict(setting)} for setting in self._settings]
-        (work / "ids.json").write_text(json.dumps(ids_SL.tolist()), encoding="utf-8")
-        (work / "settings.json").write_text(json.dumps(described), encoding="utf-8")
+        asked = {"ids.json": json.dumps(ids_SL.tolist()), "settings.json": json.dumps(described)}
+        lines = work / "lines"
+        if lines.is_file() and all((work / n).read_text("utf-8") == t for n, t in asked.items()):
+            return _json_lines(lines.read_text("utf-8"))
+        shutil.rmtree(work / "out", ignore_errors=True)
+        for name, text in asked.items():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).write_text(text, encoding="utf-8")
         command = [
             *(str(python), str(SCRIPT), "--model", str(given.model), "--out", str(work / "out")),
             *("--ids", str(work / "ids.json"), "--settings", str(work / "settings.json")),
@@ -197,7 +207,8 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
             raise RuntimeError(f"llm-compressor: {done.stderr.strip()[-800:]}")
-        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        lines.write_text(done.stdout, encoding="utf-8")
+        return _json_lines(done.stdout)
 
     def _add(
         self, side: Side, changed: dict[int, dict[str, Tensor]], seconds: float, cpu: float
@@ -211,6 +222,10 @@ class Bench:
 
     def _say(self, seed: int, side: str) -> None:
         print(f"turn {seed + 1} of {self._given.repeats}: {side}", file=sys.stderr, flush=True)
+
+
+def _json_lines(text: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def by_layer(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -275,6 +290,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--threads", type=int, default=1, help="1 is best for small models")
     parser.add_argument("--peers-folder", type=Path, default=Path("build/peers"))
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="llm-compressor's results for this model stay there",
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.quick:

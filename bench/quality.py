@@ -63,7 +63,12 @@ def quantisers(bits: int, scale: str) -> dict[str, LinearSteps]:
 def methods() -> dict[str, LinearSteps]:
     half, pairs, grid = Sparsity(), Sparsity(structure="2:4"), scheme(4)
     clipped = {bits: Awq(scheme(bits)) for bits in (4, 3)}
-    found = {"int8 rtn": LinearSteps(quantiser=Rtn(scheme(8)))}
+    float8 = Scheme(kind="float8")
+    found = {
+        "int8 rtn": LinearSteps(quantiser=Rtn(scheme(8))),
+        "fp8 rtn": LinearSteps(quantiser=Rtn(float8)),
+        "fp8 gptq": LinearSteps(quantiser=Gptq(float8)),
+    }
     for bits in (4, 3):
         found |= quantisers(bits, "absmax") | quantisers(bits, "mse")
         name, one = f"int{bits} awq+clip", clipped[bits]
@@ -88,6 +93,7 @@ QUICK = {
 # (better, worse, what is claimed): "below" needs an interval below 0, "not above" one that
 # reaches 0 or less.
 CLAIMS = [
+    ("fp8 gptq", "fp8 rtn", "not above"),
     ("int4 gptq", "int4 rtn", "below"),
     ("int3 gptq", "int3 rtn", "below"),
     ("int4 gptq+mse", "int4 rtn+mse", "below"),
@@ -240,8 +246,8 @@ def run(
     arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[Held, dict[str, Scores]]:
     blocks = Blocks.open(Checkpoint.open(arguments.model))
-    documents = 60 if arguments.quick else arguments.documents
-    samples = 40 if arguments.quick else arguments.samples
+    documents = 100 if arguments.quick else arguments.documents
+    samples = 48 if arguments.quick else arguments.samples
     held = held_out(arguments.model, arguments.data, documents, arguments.length, arguments.skip)
     ids_SL = read_samples(
         arguments.model, arguments.calibration, samples=samples, length=arguments.length, seed=0

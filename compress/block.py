@@ -85,13 +85,14 @@ def _scale(
     wanted = {steps[module].scalings for module in place.readers}
     scalings = wanted.pop() if len(wanted) == 1 else ()
     for scaling in scalings:
-        # SmoothQuant's outliers are the norms'; AWQ also balances linear against linear.
-        if place.norm is None and not isinstance(scaling, Awq):
-            continue
         modules = by_module[place.readers[0]]
         inputs = scaled.inputs(modules, captured[modules])
         weights = [scaled.weight(module) for module in place.readers]
-        scaled.fold(place, scaling.search(weights, inputs))
+        if place.norm is not None:
+            scaled.fold(place, scaling.search(weights, inputs))
+        # SmoothQuant's outliers are the norms'; AWQ also balances linear against linear.
+        elif isinstance(scaling, Awq):
+            scaled.fold(place, scaling.search(weights, inputs, place.tie))
 
 
 def _linear(steps: LinearSteps, weight_NK: Tensor, inputs: LayerInputs | None) -> LinearResult:

@@ -161,9 +161,8 @@ class _Run:
     def __init__(self, asked: _Asked, progress: Progress) -> None:
         self.progress = progress
         self._asked = asked
-        # The artefacts that exist by now, and the recipe that another one is made by.
+        # The artefacts that exist by now.
         self._builds: list[Built] = []
-        self._making: Recipe | None = None
 
     def compressed(self) -> _Result:
         """By one recipe, whose gate may judge it."""
@@ -195,13 +194,9 @@ class _Run:
 
     def kept(self) -> str:
         """What an interrupted run leaves."""
-        last = f"{self._builds[-1].artefact} is there" if self._builds else ""
-        if self._making is None:
-            return f"{last}, not judged" if last else "nothing was written"
-        unfinished = f"{self._making.name} was not written"
-        if self._making.calibration is not None:
-            unfinished += ", layers that were finished are kept for the next run"
-        return f"{last}, {unfinished}" if last else unfinished
+        if not self._builds:
+            return "nothing was written"
+        return f"{self._builds[-1].artefact} is there, not judged"
 
     def event(self, result: _Result, seconds: float) -> dict[str, object]:
         """Fields of the ``done`` event; any of the builds may have compressed."""
@@ -222,9 +217,7 @@ class _Run:
         }
 
     def _build(self, recipe: Recipe) -> Built:
-        self._making = recipe
         self._builds.append(self._built(recipe))
-        self._making = None
         return self._builds[-1]
 
     def _built(self, recipe: Recipe) -> Built:

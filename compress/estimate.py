@@ -69,11 +69,12 @@ def calibration_bytes(sizes: Sizes) -> int:
     return 4 * (2 * sizes.layer_weights + hessians) + hidden + _SPARE_BYTES
 
 
-def generation_bytes(sizes: Sizes) -> int:
-    """Memory: the whole model in int8, and keys and values."""
+def generation_bytes(sizes: Sizes, checkpoint: Checkpoint) -> int:
+    """Memory: the whole model in int8, keys and values, and the largest tensor twice as stored."""
     spec = sizes.plan.spec
-    at_once = sequences_at_once(spec, sizes.length)
-    return sizes.weights + at_once * sequence_bytes(spec, sizes.length) + _SPARE_BYTES
+    kv = sequences_at_once(spec, sizes.length) * sequence_bytes(spec, sizes.length)
+    largest = max(info.nbytes for info in checkpoint.tensors.values())
+    return sizes.weights + kv + 2 * largest + _SPARE_BYTES
 
 
 def writing_bytes(plan: Plan, checkpoint: Checkpoint, shard_bytes: int) -> int:

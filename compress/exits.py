@@ -16,14 +16,15 @@ INTERRUPTED = 130
 
 @contextmanager
 def exit_codes(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
-    """``kept`` says what an interrupted run leaves; the interrupt's own text may say more."""
+    """``kept`` says what an interrupted run leaves, where the interrupt has no note of it."""
     try:
         yield
     except (CompressError, ModelLoadError) as error:
         progress.error(" ".join(str(error).split()))
         sys.exit(USER_ERROR)
-    except KeyboardInterrupt as error:
-        progress.error("; ".join(filter(None, (f"interrupted: {kept()}", str(error)))))
+    except KeyboardInterrupt as interrupt:
+        notes = getattr(interrupt, "__notes__", None) or [kept()]
+        progress.error(f"interrupted: {'; '.join(notes)}")
         sys.exit(INTERRUPTED)
 
 

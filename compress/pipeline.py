@@ -71,7 +71,8 @@ def run(job: Job, out: Path, progress: Progress, *, remedy: str) -> Manifest:
         calibrated = None
         if plan.calibrated:
             with writing(out.parent, remedy):
-                store = stack.enter_context(open_store(out, job.key))
+                layers = len(plan.spec.layers)
+                store = stack.enter_context(open_store(out, job.key, layers))
                 calibrated = CalibratedRun(job.recipe, plan, checkpoint, store)
                 calibrated.run(progress)
         else:

@@ -19,6 +19,8 @@ from compress.recipe import Recipe
 from compress.steps import DTYPES
 from compress.treatment import Treatment
 from compress.trial import Trial, kinds, try_out
+from engine.client.defaults import GenerationDefaults
+from engine.client.tokenizer import Tokenizer
 from engine.formats import int_quantized
 from engine.formats.checkpoint import Checkpoint
 
@@ -32,7 +34,9 @@ def check(
 
     Raises:
         CompressError: memory or disk is too small; ``remedy`` ends the disk's message.
+        ModelLoadError: a file is missing or broken that the artefact needs to be served.
     """
+    check_served(checkpoint.folder)
     sizes = Sizes.of(plan, recipe, checkpoint)
     generate = recipe.calibration is not None and recipe.calibration.source == "generate"
     disk = _check_space(sizes, folder, remedy)
@@ -53,6 +57,12 @@ def check(
         f"needs about {_size(memory)} of memory{had}, {_size(disk)} of disk of "
         f"{_size(shutil.disk_usage(folder).free)} free, and roughly {_time(seconds)}",
     ]
+
+
+def check_served(folder: Path) -> None:
+    """Raises ``ModelLoadError`` for what the service would not start with, beside the weights."""
+    Tokenizer.from_folder(folder)
+    GenerationDefaults.from_folder(folder)
 
 
 def _seconds(
@@ -125,7 +135,7 @@ def _check_memory(sizes: Sizes, checkpoint: Checkpoint, *, generate: bool) -> in
         )
     if sizes.tokens and generate:
         needed["generating calibration text"] = (
-            estimate.generation_bytes(sizes),
+            estimate.generation_bytes(sizes, checkpoint),
             "give text of your own with calibration: {source: file, path: ...}",
         )
     free = available_bytes()

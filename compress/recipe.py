@@ -25,6 +25,9 @@ SCHEMES = {
     "w4a8": (4, "int8"),
     "fp8": (8, "float8"),
 }
+# What the kernels multiply: whole vectors of weights, with int8 activations four at most.
+GROUP_UNIT = 32
+LONGEST_INT8_GROUP = 128
 # Only a reference computes these here.
 SLOW_SCHEMES = ("fp8",)
 _ROUNDING = ("scheme", "group_size", "symmetric", "scale")
@@ -73,7 +76,7 @@ class Calibration:
     source: Literal["generate", "file"] = "generate"
     paths: tuple[str, ...] = ()
     samples: int = 128
-    length: int = 512
+    length: int = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from compress.auto.reader import read_auto
 from compress.gate.reader import read_gate
 from compress.methods import METHODS, OWL_SHIFT, PLANNED_METHODS
 from compress.recipe import (
+    GROUP_UNIT,
+    LONGEST_INT8_GROUP,
     OPTIONS,
     SCHEMES,
     Calibration,
@@ -22,7 +24,6 @@ from compress.recipe import (
 from compress.recipe_nodes import RecipeNodes
 from compress.targets import pattern_error
 
-_GROUP_SIZE = 32
 _ALLOCATIONS = ("uniform", "owl")
 _KEYS = ("version", "seed", "calibration", "head", "modifiers", "auto", "kv_cache", "gate")
 
@@ -134,12 +135,12 @@ class _Reader:
         scheme = self.nodes.choice(self._needed(node, values, "scheme"), "scheme", SCHEMES)
         found: dict[str, Any] = {"scheme": scheme, "scale": "absmax"}
         if SCHEMES[scheme][0] == 4:
-            found |= {"group_size": _GROUP_SIZE, "symmetric": True}
+            found |= {"group_size": GROUP_UNIT, "symmetric": True}
         for name in ("group_size", "symmetric"):
             if name in values and name not in found:
                 self.nodes.fail(values[name], f"{scheme} has one symmetric scale per out-feature")
         if "group_size" in values:
-            found["group_size"] = self.nodes.positive(values["group_size"], "group_size")
+            found["group_size"] = self._group_size(values["group_size"], scheme)
         if "symmetric" in values:
             found["symmetric"] = self.nodes.boolean(values["symmetric"], "symmetric")
         if "scale" in values:
@@ -154,6 +155,19 @@ class _Reader:
             clip = values.get("clip")
             found["clip"] = True if clip is None else self.nodes.boolean(clip, "clip")
         return found
+
+    def _group_size(self, node: Node, scheme: str) -> int:
+        size = self.nodes.positive(node, "group_size")
+        if SCHEMES[scheme][1] == "int8":
+            known = range(GROUP_UNIT, LONGEST_INT8_GROUP + 1, GROUP_UNIT)
+            if size not in known:
+                names = ", ".join(map(str, known))
+                self.nodes.fail(node, f"{scheme} has no group_size {size}; there are {names}")
+        elif size % GROUP_UNIT:
+            self.nodes.fail(
+                node, f"{scheme} has no group_size {size}; there are multiples of {GROUP_UNIT}"
+            )
+        return size
 
     def _pruning(self, node: Node, values: dict[str, Node]) -> dict[str, Any]:
         where = values.get("structure")

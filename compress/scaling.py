@@ -18,11 +18,30 @@ Read = Callable[[str], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ScalePlace:
-    """Linears that read one input, and what makes it: a norm, or the rows of a linear."""
+    """Linears that read one input, and what makes it: a norm, or the rows of a linear.
+
+    ``heads``: (KV heads, head_dim) where heads share what the rows make; None: one to one.
+    """
 
     readers: tuple[str, ...]
     norm: str | None = None
     producer: str | None = None
+    heads: tuple[int, int] | None = None
+
+    def tie(self, values_K: Tensor) -> Tensor:
+        """[K]: the mean of those values that one row stands behind."""
+        if self.heads is None:
+            return values_K
+        values_HRD = self._by_row(values_K, self.heads)
+        return values_HRD.mean(1, keepdim=True).expand_as(values_HRD).flatten()
+
+    def rows(self, scale_K: Tensor) -> Tensor:
+        """[N] of the producer, from what ``tie`` made equal."""
+        return scale_K if self.heads is None else self._by_row(scale_K, self.heads)[:, 0].flatten()
+
+    @staticmethod
+    def _by_row(values_K: Tensor, heads: tuple[int, int]) -> Tensor:
+        return values_K.view(heads[0], -1, heads[1])
 
 
 def norm_places(names: LayerNames) -> list[ScalePlace]:
@@ -36,10 +55,11 @@ def norm_places(names: LayerNames) -> list[ScalePlace]:
 
 
 def linear_places(layer: LayerSpec, names: LayerNames) -> list[ScalePlace]:
-    """Linears whose out-features another reads one to one: v for o, up for down."""
+    """Linears whose out-features another reads as they are: v for o, up for down."""
     places = []
-    if layer.heads == layer.kv_heads and _separate(names.qkv, 3):
-        places.append(ScalePlace(names.o.modules, producer=names.qkv.modules[2]))
+    if layer.qkv_clip is None and _separate(names.qkv, 3):
+        heads = None if layer.heads == layer.kv_heads else (layer.kv_heads, layer.head_dim)
+        places.append(ScalePlace(names.o.modules, producer=names.qkv.modules[2], heads=heads))
     for mlp in names.mlps:
         if layer.gated and _separate(mlp.up, 2):
             places.append(ScalePlace(mlp.down.modules, producer=mlp.up.modules[1]))
@@ -87,7 +107,7 @@ class Scaled:
             scale_K = self._fold_norm(place.norm, scale_K)
         else:
             assert place.producer is not None
-            self._rows[place.producer] = scale_K
+            self._rows[place.producer] = place.rows(scale_K)
         self._columns |= dict.fromkeys(place.readers, scale_K)
 
     def _fold_norm(self, norm: str, scale_K: Tensor) -> Tensor:

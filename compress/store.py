@@ -24,6 +24,7 @@ from compress.manifest import LayerRow
 from compress.shards import system_error
 
 _SUFFIX = ".venturi-work"
+_LAYER = "layer-"
 
 
 class LayerStore:
@@ -122,14 +123,15 @@ class LayerStore:
         return self._rows[module]
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"layer-{index:05}.safetensors"
+        return self.folder / f"{_LAYER}{index:05}.safetensors"
 
 
 @contextmanager
-def open_store(out: Path, key: str) -> Iterator[LayerStore]:
+def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     """The store of the job ``key`` beside ``out``; removed where the block ends well.
 
-    What other jobs left for the same ``out`` is removed too. A second process waits.
+    It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed
+    too. A second process waits. The text of a KeyboardInterrupt is what stays.
     """
     folder = out.with_name(f".{out.name}.{fingerprint(key)[:16]}{_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,6 +144,16 @@ def open_store(out: Path, key: str) -> Iterator[LayerStore]:
         folder.mkdir(exist_ok=True)
         yield LayerStore(folder)
         shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt as interrupt:
+        if not any(folder.glob("*.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        done = len(list(folder.glob(f"{_LAYER}*.safetensors")))
+        interrupt.add_note(
+            f"{folder} keeps the calibration text and {done} of {layers} decoder layers: "
+            "the same command goes on from there"
+        )
+        raise
     finally:
         os.close(descriptor)
 

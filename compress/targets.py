@@ -56,6 +56,11 @@ def select(
         for pattern in patterns:
             named = [*linears, *never] if key == "ignore" else linears
             if not any(matches(pattern, name) for name in named):
+                if matches(pattern, HEAD):
+                    raise CompressError(
+                        f"{key}: {pattern!r} is the head, which no modifier treats: "
+                        "head: int8 quantises it when the model is loaded"
+                    )
                 raise CompressError(
                     f"{key}: {pattern!r} matches no layer: layers have names like {linears[0]}"
                 )

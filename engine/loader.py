@@ -12,6 +12,7 @@ from engine.formats.checkpoint import Checkpoint
 from engine.formats.quant_config import checkpoint_format, packed_scheme
 from engine.formats.runtime import Runtime, read_runtime
 from engine.kernels.cpu.linear import PackedInt8Linear
+from engine.kernels.cpu.memory import give_back
 from engine.layers.attention import AttentionWeights
 from engine.layers.decoder_layer import Branch, LayerFn, LayerWeights, Observe, compose
 from engine.layers.embedding import Embedding
@@ -95,6 +96,7 @@ class DecoderLoader:
             weights = self._weights(layer, names)
             layers.append(self._fastest(layer, weights, index))
             observable.append(partial(self._observed, layer, weights, index))
+            give_back()
             progress(len(layers), len(spec.layers))
         return replace(self.ends(runtime), layers=tuple(layers), observable=tuple(observable))
 

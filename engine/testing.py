@@ -1,8 +1,10 @@
-"""Fakes that ship with the engine: a runner whose tokens can be computed by hand."""
+"""Fakes that ship with the engine: a runner whose tokens can be computed by hand, a tokenizer."""
 
 from engine.types import Constraint, ModelReport, ScheduledBatch, StepResult
 
 EOS = 0
+# The least tokenizer.json: a vocabulary of one word.
+TOKENIZER_JSON = '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
 
 
 class ArithmeticRunner:

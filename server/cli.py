@@ -61,9 +61,21 @@ def main() -> None:
     type=click.Choice(["off", "non-finite", "alarm"]),
     help="Serve the original after NaN or infinite numbers, or after any alarm. Default off.",
 )
-@click.option("--monitor-steps", type=int, help="Look into one step in so many; 0: never.")
-@click.option("--alarm-entropy", metavar="NATS", type=float, help="Shift of it. Default 1.5.")
-@click.option("--alarm-non-finite", type=int, help="NaN or infinite rows. Default 1.")
+@click.option(
+    "--monitor-steps", type=int, metavar="N", help="Look into one step in N. Default 64; 0: off."
+)
+@click.option(
+    "--alarm-entropy",
+    metavar="NATS",
+    type=float,
+    help="Shift of entropy to warn at. Default 3.",
+)
+@click.option(
+    "--alarm-non-finite",
+    type=int,
+    metavar="N",
+    help="NaN or infinities to warn at. Default 1.",
+)
 @click.option("--name", help="Name to serve the model under; default: the folder's name.")
 @click.option("--host", help="Default 127.0.0.1.")
 @click.option("--port", type=int, help="Default 50051; 0 takes a free one.")
@@ -82,6 +94,11 @@ def main() -> None:
 @click.option("--threads", type=int, help="Threads of the engine; default: by size.")
 @click.option("--cache-dir", type=click.Path(), help="Where artefacts are kept.")
 @click.option("--reflection/--no-reflection", default=None, help="gRPC reflection.")
+@click.option(
+    "--engine-timeout",
+    type=float,
+    help="Seconds without a word of the engine after which health says NOT_SERVING. Default 60.",
+)
 @click.option("--drain-timeout", type=float, help="Seconds that a stop waits. Default 30.")
 @click.option("--request-timeout", type=float, help="Seconds that a request may take. Default 600.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))

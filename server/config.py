@@ -16,6 +16,9 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from engine.client.files import QUANTIZATION_FILES
+from engine.client.heartbeat import DEFAULT_SILENCE_S
+
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
 NO_RECIPE = "none"
 DEFAULT_PORT = 50051
@@ -37,8 +40,8 @@ def made_by(folder: Path) -> str | None:
     quantization = _object(folder / "config.json").get("quantization_config")
     if isinstance(quantization, dict):
         return str(quantization.get("quant_method", "quantized"))
-    own_files = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
-    return next((name for name, file in own_files.items() if (folder / file).is_file()), None)
+    files = QUANTIZATION_FILES.items()
+    return next((name for name, file in files if (folder / file).is_file()), None)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -102,6 +105,7 @@ class ServerConfig(BaseSettings):
     threads: int | None = Field(None, ge=1, le=os.cpu_count() or 1)
     reflection: bool | None = None
     drain_timeout: float = Field(30.0, ge=0)
+    engine_timeout: float = Field(DEFAULT_SILENCE_S, gt=0, le=86400)
     request_timeout: float = Field(600.0, gt=0)
     write_timeout: float = Field(30.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"

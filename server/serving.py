@@ -135,6 +135,7 @@ class Serving:
         assert self.engine is not None
         phases = {
             EngineState.READY: pb.PHASE_READY,
+            EngineState.UNRESPONSIVE: pb.PHASE_UNRESPONSIVE,
             EngineState.RESTARTING: pb.PHASE_RESTARTING,
             EngineState.FAILED: pb.PHASE_FAILED,
         }

@@ -52,7 +52,7 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
         serving.provenance.check_sizes(folder)
         serving.report(Progress(phase=pb.PHASE_LOADING))
         serving.engine = engine = EngineClient(
-            lambda: ProcessTransport(engine_config(config, folder))
+            lambda: ProcessTransport(engine_config(config, folder)), config.engine_timeout
         )
         engine.on_loading = lambda message: serving.report(_loading(message))
         original = engine_config(config, config.original_folder)

@@ -111,7 +111,7 @@ def _legend(uniform: Sequence[Point]) -> str:
 
 
 def _element(body: str) -> str:
-    width, height = _LEFT + _WIDTH + 220, _TOP + _HEIGHT + 30
+    width, height = _LEFT + _WIDTH + 250, _TOP + _HEIGHT + 30
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" style="{_STYLE}" '

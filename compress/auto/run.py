@@ -1,6 +1,7 @@
 """A search from a model folder and a recipe to modifiers and a frontier."""
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress import preflight
 from compress.auto.candidates import ORIGINAL, SCHEMES, Group, modifiers, tied_groups, uniform
 from compress.auto.config import Auto
 from compress.auto.costs import group_seconds, other_seconds, stored_bytes
@@ -23,6 +25,7 @@ from compress.calibration import read_samples
 from compress.errors import CompressError, writing
 from compress.generated import generate, threads
 from compress.plan import Plan, make_plan
+from compress.preflight import check_served
 from compress.progress import Progress
 from compress.recipe import Recipe
 from engine.blocks import Blocks
@@ -39,11 +42,13 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     """
     assert recipe.auto is not None
     begin, checkpoint = time.perf_counter(), Checkpoint.open(model_dir)
+    check_served(model_dir)
     torch.set_num_threads(threads(sum(info.nbytes for info in checkpoint.tensors.values())))
     plans = {scheme: make_plan(uniform(recipe, scheme), checkpoint) for scheme in SCHEMES}
     plan = plans["w8a8"]
     groups = tied_groups(plan)
     costs = _Costs.of(recipe.auto, groups, plans, checkpoint, progress)
+    _preflight(recipe, plans, checkpoint, costs.nbytes, scratch, progress)
     progress.phase(
         "searching",
         f"{len(groups)} groups of linears, {len(SCHEMES) + 1} schemes: all are rounded in each",
@@ -69,6 +74,28 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
         spent = time.perf_counter() - begin
         schemes, frontier = Search(problem, kl, library, progress).run(SCHEMES, spent)
     return Found(modifiers=modifiers(groups, schemes), frontier=frontier)
+
+
+def _preflight(
+    recipe: Recipe,
+    plans: Mapping[str, Plan],
+    checkpoint: Checkpoint,
+    nbytes: Sequence[Mapping[str, int]],
+    scratch: Path,
+    progress: Progress,
+) -> None:
+    """What one scheme needs; all lie on the disk together. Raises ``CompressError``."""
+    scheme = next(iter(plans))
+    plan = plans[scheme]
+    lines = preflight.check(plan, uniform(recipe, scheme), checkpoint, scratch, CACHE_REMEDY)
+    kept = sum(size for one in nbytes for name, size in one.items() if name != ORIGINAL)
+    free = shutil.disk_usage(scratch).free
+    if free < kept:
+        raise CompressError(
+            f"{scratch} has {free >> 20} MB free and the roundings of a search take "
+            f"{kept >> 20} MB: free some or {CACHE_REMEDY}"
+        )
+    progress.phase("planning", f"a search; in each of {len(plans)} schemes it {lines[-1]}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,21 +140,21 @@ class Search:
         for count in range(problem.auto.swaps):
             elapsed = spent + time.perf_counter() - self._begin
             if elapsed > problem.auto.time_budget:
-                return best, f"time_budget, after {count} swaps"
+                return best, f"time_budget, {count} swaps tried"
             candidate = min(
                 (one for one in _neighbours(problem, best) if one not in tried),
                 key=lambda one: problem.totals(one)[1],
                 default=None,
             )
             if candidate is None:
-                return best, f"all {count} swaps were tried"
+                return best, f"no swap left, {count} tried"
             tried.add(candidate)
             if _better(self._of(candidate), self._of(best)):
                 best = candidate
             each = (time.perf_counter() - self._begin) / len(self._known)
             left = min(each * (problem.auto.swaps - count - 1), problem.auto.time_budget - elapsed)
             self._progress.layer(count + 1, problem.auto.swaps, "swaps", max(0.0, left))
-        return best, f"{problem.auto.swaps} swaps were tried"
+        return best, f"swaps, {problem.auto.swaps} tried"
 
     def _of(self, schemes: Schemes) -> Tensor:
         if schemes not in self._known:

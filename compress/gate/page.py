@@ -251,7 +251,8 @@ def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
     mix = ", ".join(f"{100 * share:.0f} % {scheme}" for scheme, share in found.chosen.schemes)
     text = (
         f"Of the weights, {escape(mix)}. {found.measured} mixtures were compared on "
-        f"{found.tokens:,} tokens that are no part of the verdict; {escape(found.stopped)}."
+        f"{found.tokens:,} tokens beside those of calibration. The search was ended by: "
+        f"{escape(found.stopped)}."
     )
     picture = plot(found, report.gate.max_kl)
     return f"<h2>Chosen from</h2><p>{text}</p>{picture}{make_table(head, cells)}"

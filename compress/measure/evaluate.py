@@ -44,7 +44,7 @@ def evaluate(
 
     Raises:
         CompressError, ModelLoadError: a folder or a text is not as needed.
-        KeyboardInterrupt: its text is what was kept.
+        KeyboardInterrupt: its note is what was kept.
     """
     longest = max([text.window, *(task.longest for task in tasks)])
     with open_pair(original, artefact, window=longest, kv_dtype=kv_dtype, scorer=scorer) as pair:
@@ -100,10 +100,13 @@ class _Work:
         """Saves what was scored where the block does not come to its end."""
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             self._scored.save()
             found = f"{len(self._scored.rows):,} of {self._items:,} documents and questions"
-            raise KeyboardInterrupt(f"{found} are scored, and kept for the next run") from None
+            interrupt.add_note(
+                f"no report was written; {found} are scored, and kept for the next run"
+            )
+            raise
         except BaseException:
             self._scored.save()
             raise

@@ -29,7 +29,7 @@ def _entry(*kinds: Kind, version: int = 1, calibrated: bool = True) -> MethodEnt
 METHODS = {
     "rtn": _entry("quantiser", calibrated=False),
     "gptq": _entry("quantiser", version=2),
-    "awq": _entry("scaling", "quantiser", version=2),
+    "awq": _entry("scaling", "quantiser", version=3),
     "smoothquant": _entry("scaling"),
     # 2: zeros of rounded weights are left out of the file.
     "magnitude": _entry("pruner", version=2),

@@ -1,10 +1,10 @@
 """AWQ (arXiv 2306.00978): much-used features are scaled up before rounding, outliers clipped.
 
-The scale is searched over x^r and x^r / w^(1 - r) for r in [0, 1], with x and w the mean
-absolute input and weight of a feature.
+The scale is searched over x^r and x^r / w^(1 - r) for r in [0, 1], with x the mean absolute input
+of a feature, and w the mean over rows of its absolute weight in shares of its group's largest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,11 @@ from compress.methods.inputs import LayerInputs
 from compress.methods.scheme import Scheme
 
 NAME = "awq"
-_RATIOS = tuple(i / 20 for i in range(1, 21))
+_RATIOS = tuple(i / 19 for i in range(20))
 _LEAST_SCALE = 1e-4
+_LEAST_PEAK = 1e-12
+# Gives features that must have one factor the mean of their values.
+Tie = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,15 @@ class Awq:
     scheme: Scheme
     clip: bool = True
 
-    def search(self, weights: Sequence[Tensor], inputs: LayerInputs) -> Tensor:
+    def search(
+        self, weights: Sequence[Tensor], inputs: LayerInputs, tie: Tie | None = None
+    ) -> Tensor:
         """See ``Scaling.search``; each weight counts by its relative output error."""
-        kept_K, least = torch.ones(len(inputs.absmean_K)), self._error(weights, inputs, None)
-        for scale_K in _scales(weights, inputs):
+        x_K, w_K = inputs.absmean_K, self._weight_means(weights)
+        if tie is not None:
+            x_K, w_K = tie(x_K), tie(w_K)
+        kept_K, least = torch.ones(len(x_K)), self._error(weights, inputs, None)
+        for scale_K in _scales(x_K, w_K):
             error = self._error(weights, inputs, scale_K)
             if error < least:
                 kept_K, least = scale_K, error
@@ -56,6 +64,13 @@ class Awq:
         outcome = best(weight_NK, candidates, inputs, None)
         return rounded(kept_NK, weights[outcome.method], grids[outcome.method], outcome)
 
+    def _weight_means(self, weights: Sequence[Tensor]) -> Tensor:
+        sum_K = torch.zeros(weights[0].shape[1])
+        for weight_NK in weights:
+            w_NGS = grouped(weight_NK, self.scheme.groups(weight_NK.shape[1])).abs()
+            sum_K += w_NGS.div_(w_NGS.amax(2, keepdim=True).clamp_min(_LEAST_PEAK)).sum(0).flatten()
+        return sum_K / sum(len(weight_NK) for weight_NK in weights)
+
     def _error(
         self, weights: Sequence[Tensor], inputs: LayerInputs, scale_K: Tensor | None
     ) -> float:
@@ -70,9 +85,8 @@ class Awq:
         return error
 
 
-def _scales(weights: Sequence[Tensor], inputs: LayerInputs) -> Iterator[Tensor]:
-    x_K = inputs.absmean_K.clamp_min(_LEAST_SCALE)
-    w_K = torch.cat([weight.float().abs() for weight in weights]).mean(0).clamp_min(_LEAST_SCALE)
+def _scales(x_K: Tensor, w_K: Tensor) -> Iterator[Tensor]:
+    x_K, w_K = x_K.clamp_min(_LEAST_SCALE), w_K.clamp_min(_LEAST_SCALE)
     for ratio in _RATIOS:
         for raw_K in (x_K**ratio, x_K**ratio / w_K ** (1 - ratio)):
             bounded_K = raw_K.clamp_min(_LEAST_SCALE)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.client.heartbeat import DEFAULT_SILENCE_S, Heartbeat
 from engine.client.stream import Crowd, TokenStream
 from engine.client.transport import Transport
 from engine.errors import EngineUnavailable, InvalidRequest, ModelLoadError
@@ -53,6 +54,7 @@ class EngineState(Enum):
 
     STARTING = "starting"
     READY = "ready"
+    UNRESPONSIVE = "unresponsive"
     RESTARTING = "restarting"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -72,13 +74,18 @@ class EngineClient:
     """Lives in one event loop. ``on_change`` is called after each change of ``state``,
     ``on_figures`` with what the engine's monitor saw, after the step's other events."""
 
-    def __init__(self, make_transport: Callable[[], Transport]) -> None:
+    def __init__(
+        self, make_transport: Callable[[], Transport], silence_s: float = DEFAULT_SILENCE_S
+    ) -> None:
         self._make_transport = make_transport
+        self._heartbeat = Heartbeat(silence_s, self._ask_for_a_word, self._on_silence)
+        self._listening: asyncio.Task[None] | None = None
         self._transport: Transport | None = None
         self._leaving: Transport | None = None  # given up, and perhaps not stopped yet
         self._streams: dict[str, TokenStream] = {}
         self._crowd = Crowd()
-        self._waiting_stats: list[asyncio.Future[EngineStats]] = []
+        # In the order of the questions; None for those of the heartbeat.
+        self._waiting_stats: list[asyncio.Future[EngineStats] | None] = []
         self._ready: asyncio.Future[ModelReport] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._backoff_s = _FIRST_BACKOFF_S
@@ -102,6 +109,7 @@ class EngineClient:
     async def start(self) -> ModelReport:
         """Starts the engine and waits until it is ready. Raises ``ModelLoadError``."""
         self._ready = asyncio.get_running_loop().create_future()
+        self._listening = asyncio.create_task(self._heartbeat.run())
         await self._launch()
         return await self._ready
 
@@ -119,9 +127,10 @@ class EngineClient:
         self._set_state(EngineState.STOPPED)
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(EngineUnavailable("the engine was stopped"))
-        if self._restart is not None:
-            self._restart.cancel()
-            await asyncio.gather(self._restart, return_exceptions=True)
+        for task in (self._listening, self._restart):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         for transport in (self._leaving, self._transport):
             if transport is not None:
                 await transport.stop()
@@ -157,12 +166,39 @@ class EngineClient:
         self._transport.send(GetStats())
         return await future
 
+    def _ask_for_a_word(self) -> bool:
+        if self.state is not EngineState.READY or self._transport is None:
+            return False
+        self._waiting_stats.append(None)
+        self._transport.send(GetStats())
+        return True
+
+    def _on_silence(self, silent: bool) -> None:
+        """It is not ended: it may only be stopped for a while, and has the open requests."""
+        if silent and self.state is EngineState.READY:
+            seconds = self._heartbeat.silence_s
+            logger.warning(
+                "the engine has not answered for %.3g s: not ready until it does", seconds
+            )
+            self._set_state(EngineState.UNRESPONSIVE)
+            self._fail_stats("the engine is unresponsive")
+        elif not silent and self.state is EngineState.UNRESPONSIVE:
+            logger.warning("the engine answers again")
+            self._set_state(EngineState.READY)
+
+    def _fail_stats(self, message: str) -> None:
+        """Nobody waits for them any more, but the answers still come."""
+        for future in self._waiting_stats:
+            if future is not None and not future.done():
+                future.set_exception(EngineUnavailable(message))
+
     def _set_state(self, state: EngineState) -> None:
         if self.state is not state:
             self.state = state
             self.on_change()
 
     def _on_message(self, message: FromEngine) -> None:
+        self._heartbeat.heard()
         match message:
             case Events(output=output):
                 self._on_events(output)
@@ -170,7 +206,8 @@ class EngineClient:
                     self.on_figures(output.figures)
             case Stats(stats=stats):
                 self.last_stats = stats
-                if self._waiting_stats and not (future := self._waiting_stats.pop(0)).done():
+                future = self._waiting_stats.pop(0) if self._waiting_stats else None
+                if future is not None and not future.done():
                     future.set_result(stats)
             case Loading():
                 self.on_loading(message)
@@ -221,13 +258,14 @@ class EngineClient:
         if self.state is EngineState.STARTING:
             self._fail(ModelLoadError(f"{how} while it loaded the model"))
             return
-        served = self.state is EngineState.READY
+        served = self.state in (EngineState.READY, EngineState.UNRESPONSIVE)
         if served and time.monotonic() - self._ready_since > _STABLE_S:
             self._backoff_s = _FIRST_BACKOFF_S
         self._begin_restart(how)
 
     def _begin_restart(self, why: str) -> None:
         self._leaving, self._transport = self._transport, None
+        self._heartbeat.forget()
         self._set_state(EngineState.RESTARTING)
         logger.warning("%s; restart in %.1f s", why, self._backoff_s)
         self.last_stats = _IDLE
@@ -277,7 +315,5 @@ class EngineClient:
                         message=message,
                     )
                 )
-        waiting, self._waiting_stats = self._waiting_stats, []
-        for future in waiting:
-            if not future.done():
-                future.set_exception(EngineUnavailable(message))
+        self._fail_stats(message)
+        self._waiting_stats = []

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from engine.client.files import QUANTIZATION_FILES
 from engine.errors import ModelLoadError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_OWN_FILES = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
 _MAX_HEADER_BYTES = 100 << 20
 _ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 _ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _with_own_file(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What older GPTQ and AWQ checkpoints keep beside config.json, which has the last word."""
     said = config.get("quantization_config")
-    for method, name in _OWN_FILES.items():
+    for method, name in QUANTIZATION_FILES.items():
         served = said is None or (isinstance(said, dict) and said.get("quant_method") == method)
         if served and (folder / name).exists():
             own = {"quant_method": method, **read_json(folder / name)}

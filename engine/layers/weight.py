@@ -13,6 +13,9 @@ from engine.formats.float_quantized import Float8Weight
 from engine.formats.grouped import GroupedWeight
 from engine.formats.int_quantized import Int8Weight
 
+# Rows are rounded in blocks of so many weights, so that no float32 copy of a whole head is held.
+_BLOCK_WEIGHTS = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class WeightOnly:
@@ -106,7 +109,13 @@ def quantize_int8(weight_NK: Tensor) -> Int8Weight:
 
     Scale = absmax / 127.5 and the range [-128, 127], as compressed-tensors has it.
     """
-    absmax_N = weight_NK.float().abs().amax(1)
-    scale_N = torch.where(absmax_N > 0, absmax_N / 127.5, 1.0)
-    q_NK = (weight_NK.float() / scale_N[:, None]).round_().clamp_(-128, 127)
-    return Int8Weight(q_NK.to(torch.int8), scale_N)
+    q_NK = torch.empty(weight_NK.shape, dtype=torch.int8)
+    scale_N = torch.empty(len(weight_NK))
+    step = max(1, _BLOCK_WEIGHTS // weight_NK.shape[1])
+    for first in range(0, len(weight_NK), step):
+        rows = slice(first, first + step)
+        part_NK = weight_NK[rows].float()
+        absmax_N = part_NK.abs().amax(1)
+        scale_N[rows] = torch.where(absmax_N > 0, absmax_N / 127.5, 1.0)
+        q_NK[rows] = (part_NK / scale_N[rows, None]).round_().clamp_(-128, 127)
+    return Int8Weight(q_NK, scale_N)

@@ -261,3 +261,28 @@ def test_reflection_lists_the_services(channel: grpc.Channel) -> None:
 def test_the_ready_line_says_the_command_to_try(server: ServerProcess) -> None:
     ready = server.output[server.output.index("ready on") :]
     assert re.search(r'venturi generate "User: .*" --max-tokens 60 --target 127.0.0.1:\d+', ready)
+
+
+def test_a_stopped_engine_is_not_ready_until_it_goes_on(slow: Callable[..., ServerProcess]) -> None:
+    with slow("--engine-timeout", "1") as server, grpc.insecure_channel(server.target) as channel:
+        (pid,) = server.engine_pids()
+        inference = InferenceServiceStub(channel)
+        call = inference.GenerateStream(pb.GenerateStreamRequest(text="User:", stopping=LONG))
+        stream = Watcher(call)
+        stream.wait_for(bool)
+        health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch = Watcher(health)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            watch.wait_for(lambda m: m and m[-1].status == Health.NOT_SERVING)
+            assert check(channel, "liveness") == Health.SERVING
+            with pytest.raises(grpc.RpcError) as caught:
+                inference.Generate(pb.GenerateRequest(text="User:", stopping=SHORT))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "the service is unresponsive" in caught.value.details()
+            assert "RetryInfo" in details_of(caught.value)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        watch.wait_for(lambda m: m[-1].status == Health.SERVING)
+        stream.wait_for(lambda m: m[-1].HasField("summary"))
+        assert server.engine_pids() == [pid]

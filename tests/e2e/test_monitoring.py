@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from click.testing import CliRunner
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as collector
@@ -23,6 +24,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 from safetensors.torch import load_file, save_file
 
 from server.testing import ServerProcess
+from venturi import cli
 from venturi.v1 import admin_pb2, model_pb2
 from venturi.v1 import inference_pb2 as pb
 from venturi.v1.admin_pb2_grpc import AdminServiceStub
@@ -252,3 +254,37 @@ def test_a_fallback_needs_an_original(cache_dir: Path) -> None:
     flags = ("--recipe", "none", "--fallback", "alarm", "--cache-dir", str(cache_dir))
     with pytest.raises(RuntimeError, match="--fallback alarm needs the original"):
         ServerProcess(*flags).__enter__()
+
+
+def test_entropy_is_compared_with_what_the_gate_measured(
+    cache_dir: Path, server: ServerProcess, tmp_path: Path, pool: tuple[str, ...]
+) -> None:
+    """The limit is so narrow that any traffic leaves it."""
+    shutil.copytree(cache_dir, tmp_path / "cache")
+    flags = ("--cache-dir", str(tmp_path / "cache"), *pool, *EACH_STEP, "--gate", "warn")
+    alarm = ("--alarm-entropy", "0.0001", "--fallback", "alarm")
+    with (
+        ServerProcess(*flags, *alarm, env=SOON) as process,
+        grpc.insecure_channel(process.target) as channel,
+    ):
+        assert get_model(channel).quality.verdict == "pass"
+        stub = InferenceServiceStub(channel)
+        many = pb.GenerateRequest(
+            token_ids=SOUND,
+            stopping=pb.Stopping(max_tokens=60, ignore_eos=True),
+            sampling=pb.Sampling(n=8, temperature=1.0),
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Generate(many)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        when_served(channel, SOUND)
+        model = get_model(channel)
+        assert model.fallback.variant == "w8a8"
+        assert "and the original's was" in model.fallback.reason
+        assert not model.HasField("quality"), "that was of what fell back"
+        seen = model.monitoring
+        assert 1 < seen.reference_entropy_nats < 8
+        assert not seen.alarms
+        lines = CliRunner().invoke(cli.group, ["model", "--target", process.target]).stdout
+        assert re.search(r"monitoring +\d+ steps looked at, entropy \d.*\(original \d", lines)
+        assert re.search("fallback +from w8a8: output entropy is", lines)

@@ -23,6 +23,7 @@ from engine.formats.checkpoint import Checkpoint
 from engine.model_runner import ModelRunner
 from engine.models import FAMILIES, model_spec
 from engine.scoring import Scorer
+from engine.testing import TOKENIZER_JSON
 from engine.types import (
     Request,
     SamplingParams,
@@ -180,6 +181,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
         folder = tmp_path_factory.mktemp("model")
         model = build(case)
         model.save_pretrained(folder)
+        (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
         return model, folder
 
     return make
@@ -340,6 +342,7 @@ def test_checkpoints_without_the_models_prefix(
     (tmp_path / "model").mkdir()
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model" / "tokenizer.json").write_text(TOKENIZER_JSON)
     compress.compress("w8a8", tmp_path / "model", tmp_path / "int8")
     logits = wanted(model, tokens())
     assert difference(Scorer(make_config(tmp_path / "model")).logits(tokens()), logits) < 1e-4

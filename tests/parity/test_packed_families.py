@@ -22,6 +22,7 @@ from engine.formats.checkpoint import Checkpoint
 from engine.formats.grouped import GroupedWeight
 from engine.models import model_spec
 from engine.scoring import Scorer
+from engine.testing import TOKENIZER_JSON
 
 MakeConfig = Callable[..., EngineConfig]
 SIZES: dict[str, Any] = {"vocab_size": 101, "hidden_size": 48, "intermediate_size": 64}
@@ -100,6 +101,7 @@ def test_gptq(case: str, bits: int, tmp_path: Path, make_config: MakeConfig) -> 
 @pytest.mark.parametrize("case", CASES)
 def test_fp8_costs_little(case: str, tmp_path: Path, make_config: MakeConfig) -> None:
     original = build(case, tmp_path / "original")
+    (original / "tokenizer.json").write_text(TOKENIZER_JSON)
     compress.compress("fp8", original, tmp_path / "fp8")
     slow = KernelConfig(threads=1, allow_slow=True)
     scorer = Scorer(replace(make_config(tmp_path / "fp8"), kernels=slow))

@@ -12,7 +12,7 @@ import click
 
 from venturi._client import Client
 from venturi._errors import APIConnectionError, APITimeoutError, VenturiError
-from venturi._explain import connect
+from venturi._explain import Unreachable, connect
 from venturi._options import GenerateOptions, Prompt
 from venturi._types import Generation, Model, Monitoring
 
@@ -132,7 +132,10 @@ def _statistics(response: Generation) -> str:
 @click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait until it serves.")
 @server_options(timeout_s=10.0)
 def health(service: str, wait: float, target: str | None, timeout: float) -> int:
-    """Print SERVING or NOT_SERVING; the exit code is 0 or 1."""
+    """Print SERVING or NOT_SERVING.
+
+    The exit code is 0 or 1; 2 when no server answers.
+    """
     end = time.monotonic() + wait
     with connect(target, timeout) as client:
         while not (serving := _serving(client, service, end)) and time.monotonic() < end:
@@ -232,4 +235,9 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
             f"{error.name} is not installed: pip install 'venturi-client[lm-eval]'"
         ) from error
     sys.argv = ["venturi lm-eval", "run", "--model", "venturi", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except APIConnectionError as error:
+        raise Unreachable(f"{error.message}: name the server with --model_args target=") from error
+    except VenturiError as error:
+        raise click.ClickException(error.message) from error

@@ -30,6 +30,7 @@ class Phase(StrEnum):
     FAILED = "failed"
     RESTARTING = "restarting"
     DRAINING = "draining"
+    UNRESPONSIVE = "unresponsive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Memory for packed weights and for what lives no longer than a call."""
 
+import ctypes
 import mmap
 import threading
 from contextlib import suppress
@@ -31,6 +32,13 @@ def aligned_empty(nbytes: int) -> Tensor:
     with suppress(OSError):  # a kernel may have no huge pages
         pages.madvise(mmap.MADV_HUGEPAGE, begin, nbytes // _HUGE_PAGE * _HUGE_PAGE)
     return whole[begin : begin + nbytes]
+
+
+def give_back() -> None:
+    """Gives the system what was freed between allocations that live on; only glibc keeps that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class Scratch(threading.local):

@@ -82,6 +82,11 @@ def test_health(target: FakeServer) -> None:
     assert (result.stdout, result.exit_code) == ("", 1)
 
 
+def test_health_says_what_its_exit_codes_mean() -> None:
+    told = " ".join(_run("health", "--help").output.split())
+    assert "exit code is 0 or 1; 2 when no server answers" in told
+
+
 def test_health_waits(target: FakeServer) -> None:
     target.set_serving(False)
     timer = threading.Timer(0.3, target.set_serving, [True])

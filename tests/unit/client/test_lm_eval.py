@@ -16,7 +16,7 @@ import tokenizers
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
 
-from venturi import VenturiError
+from venturi import APIConnectionError, VenturiError
 from venturi._scoring import rolling_windows, sampling
 from venturi.cli import group
 from venturi.testing import Failure, FakeServer
@@ -263,6 +263,36 @@ def test_the_command_hands_over_to_lm_eval(
     assert harness["argv"][1:4] == ["run", "--model", "venturi"]
     assert harness["argv"][4:] == ["--tasks", "gsm8k", "--limit", "3", "-h"]
     assert "venturi" in harness
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (APIConnectionError("refused"), 2, "venturi: refused: name the server with --model_args"),
+        (
+            VenturiError("task sums, document 0: broken"),
+            1,
+            "venturi: task sums, document 0: broken",
+        ),
+    ],
+)
+def test_the_commands_errors_are_one_line(
+    error: VenturiError,
+    code: int,
+    line: str,
+    harness: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["lm_eval.__main__"], "cli_evaluate", fails)
+    monkeypatch.setattr(sys, "argv", ["venturi"])
+    with pytest.raises(SystemExit) as end:
+        group.main(["lm-eval"])
+    assert end.value.code == code
+    assert capsys.readouterr().err.startswith(line)
 
 
 def test_the_command_says_what_to_install(

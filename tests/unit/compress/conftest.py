@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.sources import model_hashes
+from engine.testing import TOKENIZER_JSON
 
 MakeModel = Callable[..., Path]
 
@@ -47,7 +48,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         config |= {"hidden_size": hidden, "vocab_size": vocab, "intermediate_size": mlp}
         config |= {"num_attention_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
         (folder / "pytorch_model.bin").write_bytes(b"never copied")
         (folder / "pytorch_model.bin.index.json").write_text("{}")
         (folder / "modeling.py").write_text("never copied")

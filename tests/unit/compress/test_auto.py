@@ -1,6 +1,7 @@
 """The automatic recipe on small models: budgets are kept, and what was found is found again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from compress.errors import CompressError
 from compress.progress import NoProgress
 from compress.recipe import Calibration, Recipe, load, resolve
 from compress.sources import MANIFEST_NAME
+from engine.errors import ModelLoadError
 from engine.formats.checkpoint import Checkpoint
 
 MakeModel = Callable[..., Path]
@@ -98,7 +100,7 @@ def test_more_bits_cost_less(make_model: MakeModel, tmp_path: Path) -> None:
 def test_time_that_is_over_stops_the_swaps(make_model: MakeModel, tmp_path: Path) -> None:
     found = resolve_auto(small(time_budget=1e-6), make_model(), tmp_path, NoProgress())
     assert found.frontier is not None
-    assert found.frontier.stopped == "time_budget, after 0 swaps"
+    assert found.frontier.stopped == "time_budget, 0 swaps tried"
 
 
 def test_a_speed_within_reach_is_kept(
@@ -117,6 +119,25 @@ def test_a_speed_within_reach_is_kept(
     assert found.frontier.chosen.tokens_per_second == pytest.approx(1 / 2.2e-3, abs=0.01)
     speeds = [one.tokens_per_second for one in found.frontier.points]
     assert (max(speeds), min(speeds)) == pytest.approx((1 / 1.8e-3, 1 / 2.6e-3), abs=0.01)
+
+
+def test_a_disk_that_is_too_small_is_told_first(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(CompressError, match="needed: free some or name a writable folder"):
+        resolve_auto(small(), make_model(), tmp_path, NoProgress())
+
+
+def test_a_broken_tokenizer_is_found_before_the_search(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.auto.run.generate", lambda *_, **__: pytest.fail("searched"))
+    model = make_model()
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is broken"):
+        resolve_auto(small(), model, tmp_path, NoProgress())
 
 
 def test_the_report_shows_the_frontier(make_model: MakeModel, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from compress.progress import NoProgress
 from compress.recipe import Recipe, load, resolve
 from compress.sources import HashMemo
 from compress.staging import remove_leftovers
+from engine.testing import TOKENIZER_JSON
 
 MakeModel = Callable[..., Path]
 # Stays in the middle of the work until it gets a signal.
@@ -79,7 +80,7 @@ def test_key_depends_on_content_only(make_model: MakeModel, tmp_path: Path) -> N
     first = build(make_model("a"), cache)
     other = make_model("b")
     assert build(other, cache) == Built(first.artefact, first.key, cached=True)
-    (other / "tokenizer.json").write_text('{"other": 1}')
+    (other / "tokenizer.json").write_text(TOKENIZER_JSON + "\n")
     assert build(other, cache).key != first.key
     (other / "modeling.py").write_text("not part of an artefact")
     assert build(other, cache).cached

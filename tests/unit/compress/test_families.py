@@ -16,6 +16,7 @@ from compress.errors import CompressError
 from compress.recipe import Calibration, Recipe, resolve
 from engine.config import CacheConfig, EngineConfig, KernelConfig
 from engine.scoring import Scorer
+from engine.testing import TOKENIZER_JSON
 
 SIZES: dict[str, Any] = {"vocab_size": 101, "hidden_size": 64, "intermediate_size": 96}
 SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -42,7 +43,7 @@ def make(family: str, folder: Path) -> Path:
     model = tf.AutoModelForCausalLM.from_config(kind(**values))
     tf.utils.logging.disable_progress_bar()
     model.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(TOKENIZER_JSON)
     return folder
 
 

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from safetensors import SafetensorError
 from torch import Tensor
 
 import compress
 from compress import sequential, store
+from compress.cli import compress_command
 from compress.errors import CompressError
-from compress.progress import NoProgress
+from compress.progress import NoProgress, PlainProgress
 from engine.errors import ModelLoadError
 
 MakeModel = Callable[..., Path]
@@ -124,6 +126,38 @@ def test_a_layer_file_that_is_damaged_is_made_anew(
     assert again.layers[0] == "layer 0"
 
 
+def test_an_interrupt_says_what_is_kept(
+    make_model: MakeModel, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--recipe", spec, "--out", str(tmp_path / "out"), "--progress", "plain"]
+    arguments = [str(make_model()), *options]
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainProgress, "layer", _stop)
+        done = CliRunner().invoke(compress_command, arguments)
+    assert done.exit_code == 130
+    (folder,) = tmp_path.glob(".out.*")
+    assert done.stderr.splitlines()[-1] == (
+        f"venturi: interrupted: {folder} keeps the calibration text and "
+        "1 of 2 decoder layers: "
+        "the same command goes on from there"
+    )
+    done = CliRunner().invoke(compress_command, arguments)
+    assert done.exit_code == 0
+    assert "generating" not in done.stderr
+    assert "layer 0" not in done.stderr
+
+
+def test_an_interrupt_before_anything_is_saved_keeps_nothing(
+    make_model: MakeModel, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.calibrated.generate", _stop)
+    options = ["--recipe", spec, "--out", str(tmp_path / "out"), "--progress", "plain"]
+    done = CliRunner().invoke(compress_command, [str(make_model()), *options])
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "venturi: interrupted: nothing was written"
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "model"}
+
+
 def test_weights_cut_off_while_they_are_calibrated(
     make_model: MakeModel, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,5 +176,5 @@ def test_weights_cut_off_while_they_are_calibrated(
     assert not (tmp_path / "out").exists()
 
 
-def _stop(*_: object) -> None:
+def _stop(*_: object, **__: object) -> None:
     raise KeyboardInterrupt

@@ -74,3 +74,24 @@ def test_memory_of_a_calibrated_run_is_bounded(
     layer = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2048)
     # In float32 the embedding alone would take 256 MB.
     assert above < 2 * layer + 350 * MB
+
+
+# Text written by the model, which is in memory as a whole for that.
+GENERATED = """
+import json, sys
+from pathlib import Path
+from compress.generated import generate
+from compress.memory import PeakMemory
+with PeakMemory() as memory:
+    generate(Path(sys.argv[1]), samples=8, length=8, seed=0, int8_weights=True)
+print(json.dumps({
+    "peak_rss_anon_bytes": memory.peak, "baseline_rss_anon_bytes": memory.baseline
+}))
+"""
+
+
+def test_memory_of_generating_is_that_of_the_model_in_int8(large_model: Path) -> None:
+    weights = (large_model / "model.safetensors").stat().st_size // 2
+    largest = 2 * 16384 * 1024
+    # What is freed between packed matrices would more than double it.
+    assert peak(GENERATED, [large_model]) < weights + 2 * largest + 50 * MB

@@ -50,6 +50,10 @@ def truncate(folder: Path) -> None:
         (break_config(num_hidden_layers="2"), "num_hidden_layers must be a whole number"),
         (break_config(num_hidden_layers=1), "asks for 1 layers, the weights have 2"),
         (break_config(architectures=["BertModel"]), "supported: "),
+        (lambda f: (f / "tokenizer.json").unlink(), "AutoTokenizer, use_fast=True"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is broken"),
+        (lambda f: (f / "chat_template.jinja").write_text("{%"), "the chat template is broken"),
+        (lambda f: (f / "generation_config.json").write_text('{"stop_strings": 1}'), "stop_str"),
         (shutil.rmtree, "is not a folder"),
     ],
 )

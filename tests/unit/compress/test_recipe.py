@@ -19,6 +19,7 @@ modifiers:
 kv_cache: {dtype: fp32}
 gate: {mode: off}
 """
+GROUPS = "version: 1\nmodifiers: [{{type: rtn, scheme: {}}}]\n"
 CAL = "version: 1\ncalibration: {}\nmodifiers: [{{type: gptq, scheme: w4a8}}]\n"
 RTN = "modifiers: [{type: rtn, scheme: w8a8}]\n"
 
@@ -61,6 +62,17 @@ def test_presets_are_the_files_of_a_folder() -> None:
 
 def test_defaults_are_the_presets(tmp_path: Path) -> None:
     assert load(write(tmp_path, "version: 1\n" + RTN)) == resolve("w8a8")
+
+
+@pytest.mark.parametrize("name", presets())
+def test_calibration_is_the_same_in_presets_and_by_default(name: str) -> None:
+    assert resolve(name).calibration in (None, Calibration())
+
+
+def test_groups_that_kernels_multiply(tmp_path: Path) -> None:
+    for scheme, size in (("w4a8", 96), ("w4a16", 256)):
+        recipe = load(write(tmp_path, GROUPS.format(f"{scheme}, group_size: {size}")))
+        assert recipe.modifiers[0].group_size == size
 
 
 def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
@@ -109,6 +121,9 @@ def test_canonical_json_has_no_name_and_no_gate(tmp_path: Path) -> None:
         (CAL.format("{source: generate, path: a}"), 2, "remove path"),
         (CAL.format("{source: generate, samples: 0}"), 2, "must be at least 1"),
         ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, group_size: 0}]\n", 2, "at least 1"),
+        (GROUPS.format("w4a8, group_size: 48"), 2, "no group_size 48; there are 32, 64, 96, 128"),
+        (GROUPS.format("w4a8, group_size: 256"), 2, "no group_size 256; there are 32, 64, 96"),
+        (GROUPS.format("w4a16, group_size: 48"), 2, "no group_size 48; there are multiples of 32"),
         ("version: 1\nmodifiers: [{type: rtn, scheme: w8a8, group_size: 8}]\n", 2, "one symmetric"),
         ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, symmetric: 1}]\n", 2, "false, true"),
         ("version: 1\nmodifiers: [{type: rtn, scheme: w4a8, scale: max}]\n", 2, "'absmax'?"),
@@ -172,7 +187,7 @@ calibration: {source: file, path: [a.txt, sub/b.jsonl], samples: 4, length: 32}
 modifiers:
   - {type: smoothquant}
   - {type: sparsegpt, sparsity: [0.5, 0.25], structure: unstructured}
-  - {type: gptq, scheme: w4a8, group_size: 16, actorder: none, scale: mse, symmetric: false}
+  - {type: gptq, scheme: w4a8, group_size: 64, actorder: none, scale: mse, symmetric: false}
 """
     recipe = load(write(tmp_path, text))
     folder = str(tmp_path)
@@ -182,7 +197,7 @@ modifiers:
     assert recipe.modifiers[0].alpha == 0.5
     assert recipe.modifiers[1].sparsity == (0.5, 0.25)
     gptq = recipe.modifiers[2]
-    assert (gptq.group_size, gptq.actorder, gptq.symmetric) == (16, "none", False)
+    assert (gptq.group_size, gptq.actorder, gptq.symmetric) == (64, "none", False)
     assert (recipe.head, recipe.activations) == ("int8", "int8")
     assert folder not in recipe.canonical_json()
 

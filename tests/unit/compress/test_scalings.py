@@ -1,5 +1,9 @@
 """AWQ, SmoothQuant and what calibration keeps of inputs."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +14,9 @@ from compress.methods.inputs import InputAccumulator, LayerInputs
 from compress.methods.rtn import Rtn
 from compress.methods.scheme import Scheme
 from compress.methods.smoothquant import SmoothQuant
+from compress.scaling import Scaled, ScalePlace, linear_places, norm_places
+from engine.blocks import Blocks
+from engine.formats.checkpoint import Checkpoint
 from engine.kernels.reference import int8_linear
 
 INT3 = Scheme(bits=3, group_size=32)
@@ -97,12 +104,56 @@ def test_awq_finds_scales_where_few_features_matter() -> None:
     assert scaled_error(weight_NK, scale_K, inputs, INT3) < 0.8 * before
 
 
+def plain_scales(weights: list[Tensor], x_MK: Tensor, group: int) -> list[Tensor]:
+    """All candidates, by the formula and one feature at a time, in float64."""
+    x_K = x_MK.double().abs().mean(0)
+    shares = []
+    for weight_NK in weights:
+        blocks = weight_NK.double().abs().split(group, dim=1)
+        shares.append(torch.cat([one / one.max(1, keepdim=True).values for one in blocks], 1))
+    w_K = torch.cat(shares).mean(0)
+    found = [torch.ones_like(x_K)]
+    for step in range(20):
+        r = step / 19
+        for raw_K in (x_K**r, x_K**r * w_K ** (r - 1)):
+            found.append(raw_K / (raw_K.max() * raw_K.min()) ** 0.5)
+    return found
+
+
+@pytest.mark.parametrize(("columns", "group"), [(64, 32), (60, 12), (96, 96)])
+def test_awq_takes_the_best_of_all_candidates(columns: int, group: int) -> None:
+    scheme, x_MK = Scheme(bits=3, group_size=group), rows(300, columns, outliers=9)
+    weights = [weight(columns), 3 * weight(columns)[:7].flip(1)]
+    inputs = inputs_of(x_MK)
+
+    def error(scale_K: Tensor) -> float:
+        return sum(
+            scaled_error(one, scale_K.float(), inputs, scheme) / inputs.output_error(one)
+            for one in weights
+        )
+
+    best_K = min(plain_scales(weights, x_MK, group), key=error)
+    assert error(best_K) < 0.95 * error(torch.ones(columns))
+    found_K = Awq(scheme).search(weights, inputs)
+    assert error(found_K) == pytest.approx(error(best_K), rel=1e-2)
+
+
+def test_awq_scales_that_are_tied() -> None:
+    place = ScalePlace(("o",), producer="v", heads=(2, 32))
+    scheme, inputs = Scheme(bits=3, group_size=32), inputs_of(rows(400, 128, outliers=12))
+    scale_K = Awq(scheme).search([weight(128)], inputs, place.tie)
+    assert scale_K.max() > 1.5 * scale_K.min()
+    by_row = scale_K.view(2, 2, 32)
+    assert torch.equal(by_row[:, 0], by_row[:, 1])
+    assert torch.equal(place.rows(scale_K), by_row[:, 0].flatten())
+
+
 def test_awq_keeps_one_where_no_scale_helps() -> None:
-    # Powers of two lie on the grid: there is no error that a scale could lower.
-    weight_NK = torch.tensor([1.0, -1.0, 0.0, 2.0]).repeat(8, 16)
-    weight_NK[:, ::32] = 3.5 * 2
-    grid = Scheme(bits=4, group_size=32)
-    exact = Rtn(grid).quantise(weight_NK).weight.dequantize()
+    # Whole numbers from 0 to 15 lie on the grid: there is no error that a scale could lower.
+    exact = torch.randint(16, (8, 64), generator=torch.Generator().manual_seed(2)).float()
+    exact[:, 3::32], exact[:, 4::32] = 0, 15
+    grid = Scheme(bits=4, group_size=32, symmetric=False)
+    assert torch.equal(Rtn(grid).quantise(exact).weight.dequantize(), exact)
     found = Awq(grid).search([exact], inputs_of(rows(100, 64, outliers=5)))
     assert torch.equal(found, torch.ones(64))
 
@@ -153,3 +204,33 @@ def test_best_leaves_what_is_not_finite() -> None:
     assert (outcome.method, outcome.error) == ("old", 0.0)
     outcome = best(weight_NK, {"new": broken, "old": broken}, inputs, None)
     assert outcome.method == "old"
+
+
+def test_scales_that_are_folded_change_nothing() -> None:
+    folder = Path(__file__).parents[3] / "server" / "assets" / "venturi-mini"
+    blocks = Blocks.open(Checkpoint.open(folder))
+    layer, names = blocks.spec.layers[0], blocks.spec.names[0]
+    assert layer.heads > layer.kv_heads, "heads share values here"
+    read, generator = blocks.checkpoint.tensor, torch.Generator().manual_seed(4)
+    scaled = Scaled(read, layer)
+    places = [*norm_places(names), *linear_places(layer, names)]
+    assert len(places) == 4
+    for place in places:
+        columns = read(f"{place.readers[0]}.weight").shape[1]
+        scale_K = torch.rand(columns, generator=generator) + 0.3
+        scaled.fold(place, place.tie(scale_K))
+    modules = [module for matrix in names.matrices() for module in matrix.modules]
+    assert all(scaled.changed(module) for module in modules)
+    changed = {f"{m}.weight": scaled.weight(m) for m in modules} | scaled.vectors
+    hidden_BLK = torch.randn(2, 9, layer.hidden_size, generator=generator)
+    expected = blocks.run(blocks.layer(0, {}), 0, hidden_BLK.clone())
+    found = blocks.run(blocks.layer(0, changed), 0, hidden_BLK.clone())
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(expected, hidden_BLK, atol=1e-2)
+
+
+def test_clipped_values_are_not_scaled(make_model: Callable[..., Path]) -> None:
+    blocks = Blocks.open(Checkpoint.open(make_model(layers=1)))
+    names = blocks.spec.names[0]
+    places = linear_places(replace(blocks.spec.layers[0], qkv_clip=1.0), names)
+    assert [place.readers for place in places] == [names.mlps[0].down.modules]

@@ -33,7 +33,8 @@ def test_select_keeps_order_and_tells_what_was_ignored() -> None:
     ("targets", "ignore", "message"),
     [
         (["*.q_porj"], [], "targets: '\\*.q_porj' matches no layer"),
-        (["*_proj", "lm_head"], [], "targets: 'lm_head' matches no layer"),
+        (["*_proj", "lm_head"], [], "targets: 'lm_head' is the head, .* head: int8 quantises it"),
+        (["re:lm_.*"], [], "targets: 're:lm_.*' is the head"),
         (["*_proj"], ["head"], "ignore: 'head' matches no layer"),
         (["*.q_proj"], ["*_proj"], "leave no layer"),
         ([], [], "leave no layer"),

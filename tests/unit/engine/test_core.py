@@ -7,7 +7,9 @@ import pytest
 
 from engine.config import SchedulerConfig
 from engine.core import EngineCore
+from engine.endings import NOTHING_LEFT
 from engine.errors import InvalidRequest
+from engine.figures import StepFigures
 from engine.testing import ArithmeticRunner
 from engine.types import (
     FinishReason,
@@ -120,6 +122,34 @@ def test_the_message_of_a_failed_step_tells_no_internals(make_request: MakeReque
     (finished,) = core.step().finished
     assert finished.message
     assert "fell over" not in finished.message
+
+
+def test_figures_come_with_the_events_of_their_step(make_request: MakeRequest) -> None:
+    class Seeing(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            result = super().run(batch)
+            result.figures = StepFigures(rows=len(self.steps))
+            return result
+
+    core = EngineCore(Seeing(), SchedulerConfig())
+    core.submit(make_request("a", 3, 2))
+    seen = []
+    while core.has_work:
+        seen.append(core.step().figures)
+    assert seen == [StepFigures(rows=1), StepFigures(rows=2)]
+    assert core.step().figures is None
+
+
+def test_what_leaves_no_token_is_the_requests_own_fault(make_request: MakeRequest) -> None:
+    class Empty(ArithmeticRunner):
+        def run(self, batch: ScheduledBatch) -> StepResult:
+            return StepResult([NOTHING_LEFT for _ in super().run(batch).tokens])
+
+    core = EngineCore(Empty(), SchedulerConfig())
+    core.submit(make_request("a"))
+    (end,) = core.step().finished
+    assert end.reason is FinishReason.INVALID
+    assert end.message == "it leaves no token to choose"
 
 
 def test_broken_logits_end_their_own_request(make_request: MakeRequest) -> None:

@@ -502,3 +502,79 @@ async def test_totals_outlive_the_engine(make_request: MakeRequest) -> None:
     totals = client.totals
     assert (totals.prompt_tokens, totals.completion_tokens) == (8, 4)
     assert (totals.preemptions, totals.restarts) == (2, 1)
+
+
+class Silence:
+    """A client that takes 50 ms for silence, and what it told."""
+
+    def __init__(self) -> None:
+        self.shop = Shop("ready")
+        self.client = EngineClient(self.shop, silence_s=0.05)
+        self.states: list[EngineState] = []
+        self.client.on_change = lambda: self.states.append(self.client.state)
+
+    async def start(self) -> Paper:
+        async with asyncio.timeout(5):
+            await self.client.start()
+        return self.shop.made[0]
+
+    async def until(self, state: EngineState) -> None:
+        await until(lambda: self.client.state is state)
+
+
+async def test_an_engine_that_does_not_answer_is_unresponsive_until_it_does(
+    make_request: MakeRequest,
+) -> None:
+    silence = Silence()
+    paper = await silence.start()
+    stream = silence.client.submit(make_request("a"))
+    waiting = asyncio.ensure_future(silence.client.stats())
+    await silence.until(EngineState.UNRESPONSIVE)
+    with pytest.raises(EngineUnavailable, match="the engine is unresponsive"):
+        silence.client.submit(make_request("b"))
+    with pytest.raises(EngineUnavailable, match="unresponsive"):
+        await waiting
+    asked = paper.sent.count(GetStats())
+    await asyncio.sleep(0.1)
+    assert paper.sent.count(GetStats()) == asked  # nothing more until it answers
+    paper.message(Events(StepOutput(finished=[ended("a")])))
+    assert silence.client.state is EngineState.READY
+    assert (await read(stream)).finished == ended("a")
+    assert silence.states == [EngineState.READY, EngineState.UNRESPONSIVE, EngineState.READY]
+    assert len(silence.shop.made) == 1
+    await silence.client.stop()
+
+
+async def test_an_answer_goes_to_who_asked() -> None:
+    """The heartbeat's answers are nobody's."""
+    silence = Silence()
+    paper = await silence.start()
+    await until(lambda: GetStats() in paper.sent)
+    waiting = asyncio.ensure_future(silence.client.stats())
+    await asyncio.sleep(0)
+    first, second = (dataclasses.replace(CORE.stats(), queued=n) for n in (1, 2))
+    paper.message(Stats(first))
+    assert not waiting.done()
+    paper.message(Stats(second))
+    assert (await waiting).queued == 2
+    await silence.client.stop()
+
+
+async def test_an_engine_that_answers_stays_ready() -> None:
+    silence = Silence()
+    paper = await silence.start()
+    for _ in range(30):
+        await asyncio.sleep(0.01)
+        paper.message(Stats(CORE.stats()))
+    assert silence.states == [EngineState.READY]
+    await silence.client.stop()
+
+
+async def test_an_unresponsive_engine_that_dies_is_restarted() -> None:
+    silence = Silence()
+    paper = await silence.start()
+    await silence.until(EngineState.UNRESPONSIVE)
+    paper.exit("it fell over")
+    await until(lambda: len(silence.shop.made) == 2)
+    await silence.until(EngineState.READY)
+    await silence.client.stop()

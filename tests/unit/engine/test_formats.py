@@ -75,7 +75,7 @@ def test_other_dtypes_and_shapes_are_refused(tensors: dict[str, torch.Tensor]) -
         unpack({**pack(weight()), **tensors})
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (64, 128)])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (64, 128), (5, 300_000)])
 def test_a_quantised_weight_is_within_half_a_step(shape: tuple[int, int]) -> None:
     dense = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3
     found = quantize_int8(dense)

@@ -10,6 +10,7 @@ import pytest
 
 from engine.config import CacheConfig, EngineConfig, KernelConfig, SchedulerConfig
 from engine.core import EngineCore
+from engine.figures import LayerFigures, StepFigures
 from engine.messages import (
     Cancel,
     Events,
@@ -111,6 +112,11 @@ def test_every_message_to_the_engine_survives(make_request: MakeRequest) -> None
         assert decode_to_engine(encode(message)) == message
 
 
+LAYER = LayerFigures(
+    rounded=1 << 40, zeroed=3, saturated=2, outlier=7.5, non_finite=1, kv_non_finite=4
+)
+
+
 def test_every_message_from_the_engine_survives() -> None:
     core = EngineCore(ArithmeticRunner(), SchedulerConfig())
     layer = LayerReport(name="model.o", storage="int8", execution="int8 x int8", bytes=1 << 40)
@@ -120,6 +126,8 @@ def test_every_message_from_the_engine_survives() -> None:
         Ready(report),
         Events(StepOutput(PROMPTS, [TokenEvent(id="a", token=0), FULL], [FINISHED])),
         Events(StepOutput()),
+        Events(StepOutput(figures=StepFigures(non_finite_logits=1))),
+        Events(StepOutput(figures=StepFigures(rows=1, layers=(LAYER, LAYER), entropies=(0.5,)))),
         Stats(core.stats()),
         LoadFailed("no such file"),
     ]

@@ -3,8 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from server.config import DEFAULT_PORT, EMBEDDED_MODEL, ConfigError, load_config, parse_size
+from engine.client.files import QUANTIZATION_FILES
+from engine.formats.checkpoint import Checkpoint
+from server.config import (
+    DEFAULT_PORT,
+    EMBEDDED_MODEL,
+    ConfigError,
+    load_config,
+    made_by,
+    parse_size,
+)
 
 
 def test_flags_come_before_environment_before_file(
@@ -130,3 +141,14 @@ def test_a_folder_with_a_file_about_its_quantisation(tmp_path: Path, file: str, 
     (tmp_path / f"{file}_config.json").write_text("{}")
     config = load_config({"model": tmp_path}, None)
     assert (config.variant, config.serves_as_it_is) == (name, True)
+
+
+@pytest.mark.parametrize("method", QUANTIZATION_FILES)
+def test_a_folder_with_a_file_of_its_own_is_compressed_already(tmp_path: Path, method: str) -> None:
+    """What the front end takes for it, the engine reads."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / QUANTIZATION_FILES[method]).write_text('{"bits": 4}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert made_by(tmp_path) == method
+    found = Checkpoint.open(tmp_path).config["quantization_config"]
+    assert found == {"quant_method": method, "bits": 4}

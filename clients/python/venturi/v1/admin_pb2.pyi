@@ -21,6 +21,7 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_FAILED: _ClassVar[Phase]
     PHASE_RESTARTING: _ClassVar[Phase]
     PHASE_DRAINING: _ClassVar[Phase]
+    PHASE_UNRESPONSIVE: _ClassVar[Phase]
 PHASE_UNSPECIFIED: Phase
 PHASE_STARTING: Phase
 PHASE_COMPRESSING: Phase
@@ -30,6 +31,7 @@ PHASE_READY: Phase
 PHASE_FAILED: Phase
 PHASE_RESTARTING: Phase
 PHASE_DRAINING: Phase
+PHASE_UNRESPONSIVE: Phase
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
