@@ -25,6 +25,7 @@ from bench.cpu_models import SHAPES, artefact, matrix_weights, model
 from bench.cpu_results import Measured, Results
 from bench.peers.common import Settings
 from bench.serve import commit
+from engine.client.process import environment
 
 # Weights and answers are kept between runs.
 FOLDER = Path("build/bench")
@@ -32,7 +33,9 @@ RESULTS = Path("bench/results")
 BATCHES = (1, 8, 32)
 
 
-def answer(script: list[str], s: Settings, limit: float) -> dict[str, object]:
+def answer(
+    script: list[str], s: Settings, limit: float, env: dict[str, str] | None = None
+) -> dict[str, object]:
     """What a script prints.
 
     Raises ``RuntimeError`` with the end of its output, also where it takes ``limit`` seconds.
@@ -49,6 +52,7 @@ def answer(script: list[str], s: Settings, limit: float) -> dict[str, object]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=env,
     ) as process:
         try:
             out, errors = process.communicate(timeout=limit)
@@ -106,10 +110,12 @@ def one(engine: Engine, name: str, seed: int, given: argparse.Namespace) -> Meas
     """One engine's figures of one repetition."""
     s = settings(engine, name, seed, given)
     script = engine.command(given.peers_folder)
-    measured = Measured.from_answer(answer(script, s, given.limit))
-    if engine.recipe:
-        script = [sys.executable, "-m", "bench.cpu_server"]
-        measured.add_served(answer(script, s, given.limit))
+    if not engine.recipe:
+        return Measured.from_answer(answer(script, s, given.limit))
+    # As the server starts its engine.
+    env = environment()
+    measured = Measured.from_answer(answer(script, s, given.limit, env))
+    measured.add_served(answer([sys.executable, "-m", "bench.cpu_server"], s, given.limit, env))
     return measured
 
 

@@ -59,7 +59,7 @@ class ProcessTransport:
                 *(str(theirs.fileno()), encode_config(self._config)),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env=_environment(),
+                env=environment(),
             )
         self._watching = asyncio.create_task(self._watch(self._process, incoming.closed, on_exit))
 
@@ -127,8 +127,8 @@ class _Incoming(asyncio.Protocol):
             self.closed.set_result(None)
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with fewer spins unless it says how OpenMP waits."""
+def environment() -> dict[str, str]:
+    """An engine's: ours, with fewer spins unless it says how OpenMP waits."""
     name, spins = _SPINS
     if {name, "OMP_WAIT_POLICY"} & os.environ.keys():
         return dict(os.environ)
