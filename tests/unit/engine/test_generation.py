@@ -533,8 +533,9 @@ async def test_stop_ends_open_generations(make_generator: MakeGenerator) -> None
     runner.allow(1)
     deltas, _ = await first(generation)
     stopping = asyncio.ensure_future(generator.engine.stop())
-    await asyncio.sleep(0)
-    runner.allow(1)
+    while not stopping.done():  # it is heard between two steps
+        runner.allow(1)
+        await asyncio.sleep(0.002)
     await stopping
     with pytest.raises((EngineUnavailable, GenerationFailed)):
         await exhaust(deltas)
