@@ -183,16 +183,23 @@ class Bench:
                 self._add(side, changed, float(line["seconds"]), float(line["cpu_seconds"]))
 
     def _run(self, work: Path, ids_SL: Tensor) -> list[dict[str, str]]:
-        """Its lines. Raises ``RuntimeError`` with the end of its output."""
+        """Its lines, kept where the same was asked. Raises ``RuntimeError`` with its last words."""
         given = self._given
         python = given.peers_folder / "llmcompressor" / "bin" / "python"
         if not python.is_file():
             raise RuntimeError(f"there is no {python}: run make bench-peers")
         described = [{"name": setting.name, **asdict(setting)} for setting in self._settings]
-        asked = {"ids.json": json.dumps(ids_SL.tolist()), "settings.json": json.dumps(described)}
+        asked = {
+            "ids.json": json.dumps(ids_SL.tolist()),
+            "settings.json": json.dumps(described),
+            "run.json": json.dumps([str(given.model.resolve()), str(python), given.threads]),
+        }
         lines = work / "lines"
-        if lines.is_file() and all((work / n).read_text("utf-8") == t for n, t in asked.items()):
+        if lines.is_file() and all(
+            (work / n).is_file() and (work / n).read_text("utf-8") == t for n, t in asked.items()
+        ):
             return _json_lines(lines.read_text("utf-8"))
+        lines.unlink(missing_ok=True)
         shutil.rmtree(work / "out", ignore_errors=True)
         for name, text in asked.items():
             (work / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from compress.memory import rss_anon_bytes
 from compress.progress import Progress, make_progress
 from compress.recipe import Recipe, resolve
 from compress.sources import MANIFEST_NAME
+from compress.staging import check_replaceable
 from engine.client.files import read_optional_json
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = ["compress_command", "evaluate_command", "export_command"]
 @click.option(
     "--scale",
     is_flag=True,
-    help="In place of a recipe: the smallest of w8a16, w8a8, w4a8 and sparse50-w8a8, in this "
+    help="In place of a recipe: the smallest of w8a16, w8a8, w4a8 and sparse50-w4a8, in this "
     "order, before the first that does not pass the gate.",
 )
 @click.option(
@@ -174,14 +175,19 @@ class _Run:
             )
         if self._asked.gate is not None:
             recipe = replace(recipe, gate=replace(recipe.gate, mode=self._asked.gate))
-        recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
         if recipe.gate.mode == "off" and self._asked.page is not None:
             raise CompressError("--report is the gate's, which is off: add --gate warn or enforce")
-        if recipe.gate.mode == "off":
+        if self._asked.out is not None:
+            check_replaceable(self._asked.out)
+        judge = None if recipe.gate.mode == "off" else self._judge(recipe)
+        if judge is not None:
+            judge.check_data()
+        recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
+        if judge is None:
             return _Result(recipe=recipe, built=self._build(recipe))
         from compress.gate.flow import compress_and_judge
 
-        built, report = compress_and_judge(recipe, self._build, self._judge(recipe))
+        built, report = compress_and_judge(recipe, self._build, judge)
         return _Result(recipe=recipe, built=built, report=report, line=report.line())
 
     def climbed(self) -> _Result:
@@ -194,9 +200,7 @@ class _Run:
 
     def kept(self) -> str:
         """What an interrupted run leaves."""
-        if not self._builds:
-            return "nothing was written"
-        return f"{self._builds[-1].artefact} is there, not judged"
+        return f"{self._builds[-1].artefact} is there, not judged" if self._builds else ""
 
     def event(self, result: _Result, seconds: float) -> dict[str, object]:
         """Fields of the ``done`` event; any of the builds may have compressed."""

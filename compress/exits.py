@@ -16,15 +16,15 @@ INTERRUPTED = 130
 
 @contextmanager
 def exit_codes(progress: Progress, kept: Callable[[], str]) -> Iterator[None]:
-    """``kept`` says what an interrupted run leaves, where the interrupt has no note of it."""
+    """``kept`` says what an interrupted run leaves; "" where only the interrupt's notes know."""
     try:
         yield
     except (CompressError, ModelLoadError) as error:
         progress.error(" ".join(str(error).split()))
         sys.exit(USER_ERROR)
     except KeyboardInterrupt as interrupt:
-        notes = getattr(interrupt, "__notes__", None) or [kept()]
-        progress.error(f"interrupted: {'; '.join(notes)}")
+        left = [*filter(None, (kept(),)), *getattr(interrupt, "__notes__", ())]
+        progress.error(f"interrupted: {'; '.join(left) or 'nothing was written'}")
         sys.exit(INTERRUPTED)
 
 

@@ -130,4 +130,6 @@ def _manifest(artefact: Path, folder: Path, nbytes: Mapping[str, int]) -> dict[s
     totals |= {"effective_bits_per_weight": round(bits, 4), "bytes": totals["bytes"] + added}
     key = hashlib.sha256(f"{manifest['key']} with explicit zeros".encode()).hexdigest()
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("[!.]*"))}
+    # Nobody has judged the new folder; what the original's entropy is has not changed.
+    manifest.pop("verdict", None)
     return manifest | {"key": key, "files": files, "hashes": model_hashes(folder)}

@@ -1,7 +1,6 @@
 """The whole job: a model folder and a recipe become a published artefact."""
 
 import json
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,10 +45,12 @@ def compress(
     """
     progress = progress or NoProgress()
     recipe = resolve(recipe) if isinstance(recipe, str) else recipe
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = resolve_auto(recipe, Path(model_dir), Path(folder), progress)
-    job = Job.prepare(recipe, Path(model_dir), HashMemo(None), progress)
     check_replaceable(Path(out_dir))
+    if recipe.auto is not None:
+        from compress.cache import default_cache_dir
+
+        recipe = resolve_auto(recipe, Path(model_dir), default_cache_dir(), progress)
+    job = Job.prepare(recipe, Path(model_dir), HashMemo(None), progress)
     return run(job, Path(out_dir), progress, remedy="name another folder with --out")
 
 

@@ -131,7 +131,7 @@ def open_store(out: Path, key: str, layers: int) -> Iterator[LayerStore]:
     """The store of the job ``key`` beside ``out``; removed where the block ends well.
 
     It will have ``layers`` decoder layers. What other jobs left for the same ``out`` is removed
-    too. A second process waits. The text of a KeyboardInterrupt is what stays.
+    too. A second process waits. A note on a KeyboardInterrupt says what stays.
     """
     folder = out.with_name(f".{out.name}.{fingerprint(key)[:16]}{_SUFFIX}")
     folder.mkdir(parents=True, exist_ok=True)

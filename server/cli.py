@@ -38,7 +38,7 @@ def main() -> None:
     "--scale",
     is_flag=True,
     default=None,
-    help="In place of a recipe: w8a16, then w8a8, w4a8, sparse50-w8a8, as far as the gate passes.",
+    help="In place of a recipe: w8a16, then w8a8, w4a8, sparse50-w4a8, as far as the gate passes.",
 )
 @click.option(
     "--allow-slow",

@@ -6,6 +6,7 @@ weights as they are (``--recipe none --kv-dtype fp32``).
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -85,6 +86,11 @@ def evaluate(model: str, arguments: dict[str, Any], folder: Path) -> dict[str, A
     )
 
 
+def figures(response: float | tuple[float, bool]) -> tuple[float, *tuple[bool, ...]]:
+    """Log-likelihood, and whether greedy choice gives it where that is said."""
+    return response if isinstance(response, tuple) else (response,)
+
+
 def compare(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """The largest difference of a log-likelihood, and whatever else differs, by task."""
     report = {}
@@ -94,13 +100,13 @@ def compare(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         for sample in samples:
             pairs = zip(sample["resps"], others[sample["doc_id"]]["resps"], strict=True)
             for (one,), (two,) in pairs:
-                if isinstance(one, tuple):
-                    worst = max(worst, abs(one[0] - two[0]))
-                    other += one[1] != two[1]
-                elif isinstance(one, float):
-                    worst = max(worst, abs(one - two))
-                else:
+                if isinstance(one, str):
                     other += one != two
+                    continue
+                (before, *greedy), (after, *greedy_after) = map(figures, (one, two))
+                # NaN would be no larger than anything.
+                worst = max(worst, abs(before - after) if math.isfinite(after) else math.inf)
+                other += greedy != greedy_after
         metrics = [
             {key: value for key, value in each["results"][name].items() if key != "alias"}
             for each in (wanted, found)

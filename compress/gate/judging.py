@@ -192,12 +192,13 @@ class Judge:
             found = None if anew else _load(file)
             scored = Scored(file.with_suffix(".scored"), CACHE_REMEDY)
             evaluation = found or self._measured(artefact, text, half, scored)
+            if found is None and not anew:
+                _save(evaluation, file)
+            scored.remove()
             if self.gate.speed and half != SELECTION and not evaluation.speed:
                 evaluation = replace(evaluation, speed=self._speed(artefact))
-            if evaluation != found and not anew:
-                with writing(file.parent, CACHE_REMEDY):
-                    write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
-            scored.remove()
+                if not anew:
+                    _save(evaluation, file)
             return key, self._as_asked(evaluation, artefact)
 
     def _measured(
@@ -245,6 +246,11 @@ def calibration_ids(artefact: Path) -> list[list[int]]:
         return [[int(token) for token in ids] for ids in value]
     except (OSError, ValueError, TypeError) as error:
         raise CompressError(f"{path} cannot be read: {error}: compress again") from error
+
+
+def _save(evaluation: Evaluation, file: Path) -> None:
+    with writing(file.parent, CACHE_REMEDY):
+        write_whole(file, json.dumps(asdict(evaluation), allow_nan=False) + "\n")
 
 
 def _load(file: Path) -> Evaluation | None:

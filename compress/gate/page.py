@@ -9,6 +9,7 @@ import msgspec
 
 from compress.auto.config import Frontier
 from compress.auto.plot import plot
+from compress.errors import CompressError
 from compress.gate.decision import Outcome
 from compress.gate.layer_table import make_layers, make_table
 from compress.gate.report import UNKNOWN_ORIGINAL, Report
@@ -237,7 +238,12 @@ def _frontier(report: Report, resolved: Mapping[str, Any]) -> str:
     """What the automatic recipe chose from; nothing for other recipes."""
     if resolved.get("frontier") is None:
         return ""
-    found = msgspec.convert(resolved["frontier"], Frontier)
+    try:
+        found = msgspec.convert(resolved["frontier"], Frontier)
+    except msgspec.ValidationError as error:
+        raise CompressError(
+            f"venturi.json has a broken frontier: {error}: compress again"
+        ) from error
     cells = [
         f"<td>{'<b>chosen</b>' if one.chosen else escape(one.name)}</td>"
         f"<td class=n>{one.bits:.3f}</td><td class=n>{_megabytes(one.nbytes)}</td>"

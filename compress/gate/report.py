@@ -1,15 +1,15 @@
 """``report.json`` beside an artefact: the verdict and what it rests on. Imports no torch."""
 
 import json
+import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from compress.errors import CompressError
+from compress.errors import CompressError, writing
 from compress.files import write_whole
 from compress.gate.config import Gate
 from compress.gate.decision import Outcome
@@ -91,7 +91,9 @@ def write_report(report: Report, folder: Path) -> None:
     text = json.dumps(
         {"format_version": FORMAT_VERSION, **asdict(report)}, indent=2, allow_nan=False
     )
-    with suppress(OSError):
+    if not os.access(folder, os.W_OK):
+        return
+    with writing(folder, "free some space, or name another folder"):
         write_whole(folder / REPORT_NAME, text + "\n")
         _write_into_manifest(report, folder / MANIFEST_NAME)
 

@@ -15,7 +15,7 @@ from compress.gate.report import Report
 from compress.progress import Progress
 from compress.recipe import Recipe, resolve
 
-RUNGS = ("w8a16", "w8a8", "w4a8", "sparse50-w8a8")
+RUNGS = ("w8a16", "w8a8", "w4a8", "sparse50-w4a8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

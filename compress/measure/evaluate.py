@@ -100,15 +100,10 @@ class _Work:
         """Saves what was scored where the block does not come to its end."""
         try:
             yield
-        except KeyboardInterrupt as interrupt:
-            self._scored.save()
-            found = f"{len(self._scored.rows):,} of {self._items:,} documents and questions"
-            interrupt.add_note(
-                f"no report was written; {found} are scored, and kept for the next run"
-            )
-            raise
-        except BaseException:
-            self._scored.save()
+        except BaseException as error:
+            if self._scored.rescue():
+                found = f"{len(self._scored.rows):,} of {self._items:,} documents and questions"
+                error.add_note(f"{found} are scored, and kept for the next run")
             raise
 
     def document(self, ids: list[int]) -> DocumentSums:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from compress.errors import writing
+from compress.errors import CompressError, writing
 from compress.files import write_whole
 
 SAVE_EVERY_S = 1.0
@@ -65,6 +65,12 @@ class Scored:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._folder / f"{self._saved:09}.json", json.dumps(value))
         self._saved = len(self.rows)
+
+    def rescue(self) -> bool:
+        """Saves while something else fails, which must not be hidden. Whether all rows are kept."""
+        with suppress(CompressError):
+            self.save()
+        return self._folder is not None and self._saved == len(self.rows)
 
     def remove(self) -> None:
         """All is written elsewhere."""

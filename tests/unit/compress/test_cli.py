@@ -83,26 +83,6 @@ def test_what_a_gate_leaves(
         assert (last["artefact"], last["cached"]) == (str(artefact), False)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "left"),
-    [
-        ("w8a8", "w8a8 was not written"),
-        ("w4a8", "w4a8 was not written, layers that were finished are kept for the next run"),
-    ],
-)
-def test_an_interrupt_while_compressing_says_what_is_kept(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, left: str
-) -> None:
-    def interrupt(*_: object) -> Built:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("compress.cli.compress_cached", interrupt)
-    options = ["--recipe", recipe, "--cache-dir", str(tmp_path)]
-    done = CliRunner().invoke(compress_command, [str(make_model(layers=1)), *options])
-    assert done.exit_code == 130
-    assert done.stderr == f"venturi: interrupted: {left}\n"
-
-
 def test_plain_output_ends_in_the_path(make_model: MakeModel, tmp_path: Path) -> None:
     done = run(make_model(), "--out", tmp_path / "out")
     assert done.returncode == 0
