@@ -181,6 +181,18 @@ def test_how_evaluate_ends(
         assert done.stderr.splitlines()[-1].startswith("venturi: ")
 
 
+@pytest.mark.parametrize("options", [["--report", "page.html"], ["--out", "{taken}"]])
+def test_what_cannot_work_is_told_before_a_search(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setattr("compress.cli.resolve_auto", lambda *_: pytest.fail("searched"))
+    (tmp_path / "file").touch()
+    filled = [option.format(taken=tmp_path) for option in options]
+    done = CliRunner().invoke(compress_command, [str(mini), "--recipe", "auto", *filled])
+    assert done.exit_code == 2
+    assert re.search("--report is the gate's|not a Venturi artefact", done.stderr)
+
+
 def test_compress_writes_the_gates_page(mini: Path, tmp_path: Path) -> None:
     recipe, page = tmp_path / "mine.yaml", tmp_path / "page.html"
     recipe.write_text(

@@ -9,6 +9,9 @@ from click.testing import CliRunner, Result
 
 from compress.cli import compress_command
 from compress.gate import scale
+from compress.plan import make_plan
+from compress.recipe import resolve
+from engine.formats.checkpoint import Checkpoint
 
 GATE = "gate: {{documents: 8, length: 24, max_kl: {max_kl}}}"
 RECIPE = "version: 1\nmodifiers: [{{type: rtn, scheme: {scheme}, targets: {targets}}}]\n" + GATE
@@ -39,6 +42,13 @@ def run(mini: Path, tmp_path: Path) -> tuple[Result, list[dict[str, Any]]]:
 
 def phases(events: list[dict[str, Any]]) -> list[str]:
     return [event["phase"] for event in events if event["event"] == "phase"]
+
+
+def test_no_rung_is_larger_than_the_one_before(mini: Path) -> None:
+    checkpoint = Checkpoint.open(mini)
+    sizes = [make_plan(resolve(name), checkpoint).out_bytes for name in scale.RUNGS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert resolve(scale.RUNGS[-1]).modifiers[0].sparsity == 0.5
 
 
 def test_it_stops_before_the_first_that_does_not_pass(
