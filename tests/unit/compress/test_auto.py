@@ -1,5 +1,6 @@
 """The automatic recipe on small models: budgets are kept, and what was found is found again."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -136,6 +137,17 @@ def test_memory_is_judged_before_the_model_is_timed(
         resolve_auto(recipe, make_model(), tmp_path, NoProgress())
 
 
+def test_a_disk_that_fills_up_is_told(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("compress.auto.library.LayerStore.save", full)
+    with pytest.raises(CompressError, match=r"searches/\w+\.work: the disk is full: name a writ"):
+        resolve_auto(small(), make_model(), tmp_path, NoProgress())
+
+
 def test_an_error_of_the_system_in_a_search_is_not_one_of_writing(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,13 +186,16 @@ def test_a_speed_within_reach_is_kept(
 
     monkeypatch.setattr("compress.auto.run.group_seconds", seconds)
     monkeypatch.setattr("compress.auto.run.other_seconds", lambda *_: 0.001)
-    recipe = small(budget="tokens_per_second", limit=450.0)
-    found = resolve_auto(recipe, make_model(), tmp_path, NoProgress())
+    recipe, model = small(budget="tokens_per_second", limit=450.0), make_model()
+    found = resolve_auto(recipe, model, tmp_path, NoProgress())
     assert found.frontier is not None
     # Eight groups: 1.8 ms with 4 bits, and 2.2 ms with four of them at 8 bits.
     assert found.frontier.chosen.tokens_per_second == pytest.approx(1 / 2.2e-3, abs=0.01)
     speeds = [one.tokens_per_second for one in found.frontier.points]
     assert (max(speeds), min(speeds)) == pytest.approx((1 / 1.8e-3, 1 / 2.6e-3), abs=0.01)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    resolve_auto(recipe, model, tmp_path, NoProgress())
+    assert len(list(tmp_path.glob("searches/*.json"))) == 2
 
 
 def test_a_disk_that_is_too_small_is_told_first(
