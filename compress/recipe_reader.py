@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from yaml.nodes import Node, SequenceNode
 
-from compress.auto.reader import read_auto
+from compress.auto.reader import check_timed, read_auto
 from compress.gate.reader import read_gate
 from compress.methods import METHODS, OWL_SHIFT, PLANNED_METHODS
 from compress.recipe import (
@@ -48,7 +48,7 @@ class _Reader:
         auto = read_auto(self.nodes, fields["auto"]) if "auto" in fields else None
         modifiers = () if auto else self._modifiers(self._needed(root, fields, "modifiers"))
         calibrated = auto is not None or any(METHODS[one.type].calibrated for one in modifiers)
-        return Recipe(
+        recipe = Recipe(
             name=self.nodes.path.stem,
             version=1,
             seed=self.nodes.integer(fields["seed"], "seed") if "seed" in fields else 0,
@@ -59,6 +59,8 @@ class _Reader:
             gate=read_gate(self.nodes, fields.get("gate")),
             auto=auto,
         )
+        check_timed(self.nodes, fields, recipe)
+        return recipe
 
     def _head(
         self, node: Node | None, modifiers: tuple[Modifier, ...], *, auto: bool

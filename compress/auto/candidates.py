@@ -24,7 +24,7 @@ def _gptq(scheme: str, group_size: int | None = None, *, symmetric: bool = True)
 
 
 # What the native kernels multiply with int8 activations.
-SCHEMES = {
+CANDIDATES = {
     "w4a8 g128": _gptq("w4a8", 128),
     "w4a8 g128 zero points": _gptq("w4a8", 128, symmetric=False),
     "w4a8 g64": _gptq("w4a8", 64),
@@ -68,7 +68,7 @@ def tied_groups(plan: Plan) -> list[Group]:
 def uniform(recipe: Recipe, scheme: str) -> Recipe:
     """``recipe`` with one scheme for all layers that it may touch."""
     assert recipe.auto is not None
-    modifier = replace(SCHEMES[scheme], ignore=recipe.auto.ignore)
+    modifier = replace(CANDIDATES[scheme], ignore=recipe.auto.ignore)
     return replace(recipe, modifiers=(modifier,), auto=None, frontier=None)
 
 
@@ -79,6 +79,6 @@ def modifiers(groups: Sequence[Group], schemes: Sequence[str]) -> tuple[Modifier
         targets.setdefault(scheme, []).extend(group.modules)
     return tuple(
         replace(modifier, targets=tuple(targets[scheme]), ignore=())
-        for scheme, modifier in SCHEMES.items()
+        for scheme, modifier in CANDIDATES.items()
         if scheme in targets
     )

@@ -27,7 +27,8 @@ class Point:
     """A model on the frontier that was walked: KL of its final logits in nats per token.
 
     ``nbytes`` are those of the targeted weights; ``tokens_per_second`` is predicted, where the
-    budget is one of speed; ``schemes`` are shares of the weights.
+    budget is one of speed; ``schemes`` are shares of the weights; ``uniform``: one for all groups,
+    measured beside the mixtures.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Point:
     tokens_per_second: float | None = None
     schemes: tuple[tuple[str, float], ...] = ()
     chosen: bool = False
+    uniform: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

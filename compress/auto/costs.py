@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.auto.candidates import ORIGINAL, SCHEMES, Group
+from compress.auto.candidates import CANDIDATES, ORIGINAL, Group
 from compress.measure.speed import decoding_seconds
 from compress.plan import Plan
 from compress.steps import DTYPES
@@ -133,7 +133,7 @@ def _made_up(
     rows: int, columns: int, scheme: str, dtype: torch.dtype
 ) -> Int8Weight | GroupedWeight:
     """A weight whose scales have ``dtype``: neither sizes nor times depend on values."""
-    modifier = SCHEMES[scheme]
+    modifier = CANDIDATES[scheme]
     q_NK = torch.ones(rows, columns, dtype=torch.int8)
     scale_NG = torch.full((rows, columns // (modifier.group_size or columns)), 0.01, dtype=dtype)
     if modifier.group_size is None:

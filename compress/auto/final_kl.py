@@ -20,7 +20,7 @@ Changed = Callable[[int], Mapping[str, Tensor]]
 
 
 class FinalKl:
-    """Holds the text's hidden states three times at most."""
+    """Holds the original's last hidden states; ``whole`` holds the text's twice beside them."""
 
     def __init__(self, blocks: Blocks, ids_SL: Tensor) -> None:
         self._blocks = blocks
@@ -41,18 +41,18 @@ class FinalKl:
         """[S, L, K]: what the first layer reads."""
         return self._blocks.embed(self._ids_SL)
 
+    @torch.inference_mode()
     def run(
         self, hidden_SLK: Tensor, begin: int, changed: Changed, end: int | None = None
     ) -> Tensor:
         """What layers ``begin`` to ``end`` (without it) make of ``hidden_SLK``, which is left."""
+        found_SLK = hidden_SLK.clone()
+        size = max(1, _STEP_TOKENS // hidden_SLK.shape[1])
         for index in range(begin, self._layers if end is None else end):
             layer = self._blocks.layer(index, changed(index))
-            size = max(1, _STEP_TOKENS // hidden_SLK.shape[1])
-            parts = [
-                self._blocks.run(layer, index, part.clone()) for part in hidden_SLK.split(size)
-            ]
-            hidden_SLK = torch.cat(parts)
-        return hidden_SLK
+            for part in found_SLK.split(size):
+                part.copy_(self._blocks.run(layer, index, part.clone()))
+        return found_SLK
 
     @torch.inference_mode()
     def of(self, final_SLK: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from compress.auto.candidates import ORIGINAL, Group
 from compress.block import Captured, compress_block
+from compress.cache import CACHE_REMEDY
 from compress.calibrated import read_floating
+from compress.errors import writing
 from compress.layer_row import pack_linear
 from compress.manifest import LayerRow
 from compress.plan import Plan
@@ -43,15 +45,17 @@ class Library:
         self._plan = next(iter(plans.values()))
         self._stores: dict[str, LayerStore] = {}
         for number, scheme in enumerate(plans):
-            (folder / str(number)).mkdir()
+            with writing(folder, CACHE_REMEDY):
+                (folder / str(number)).mkdir()
             self._stores[scheme] = LayerStore(folder / str(number))
         self._folder = folder
         self.errors: list[dict[str, float]] = [{ORIGINAL: 0.0} for _ in groups]
 
     @torch.inference_mode()
     def fill(self, blocks: Blocks, ids_SL: Tensor, progress: Progress) -> None:
-        """Rounds all layers. Raises ``CompressError``, ``OSError``."""
-        state = Sequential(blocks, ids_SL, self._folder)
+        """Rounds all layers. Raises ``CompressError``."""
+        with writing(self._folder, CACHE_REMEDY):
+            state = Sequential(blocks, ids_SL, self._folder)
         layers, begin = len(blocks.spec.layers), time.perf_counter()
         for index in range(layers):
             self._layer(index, state)
@@ -109,7 +113,8 @@ class Library:
             )
             tensors |= packed
         if rows:
-            self._stores[scheme].save(index, tensors, list(rows.values()), 0.0)
+            with writing(self._folder, CACHE_REMEDY):
+                self._stores[scheme].save(index, tensors, list(rows.values()), 0.0)
         return rows
 
     def _read(self, name: str) -> Tensor:

@@ -20,7 +20,7 @@ def plot(frontier: Frontier, limit: float | None = None) -> str:
     curve = [one for one in frontier.curve if one[1] > _LEAST and one[0] <= points[-1].bits]
     axes = _Axes(points, [point.kl for point in points] + [kl for _, kl in curve])
     line = " ".join(f"{axes.x(bits):.1f},{axes.y(kl):.1f}" for bits, kl in curve)
-    uniform = [point for point in points if point.name != "auto"]
+    uniform = [point for point in points if point.uniform]
     parts = [
         axes.drawn(),
         f'<polyline points="{line}" fill="none" stroke="#9db7e8" stroke-width="1.5"/>',
@@ -84,7 +84,7 @@ def _mark(point: Point, axes: _Axes, uniform: Sequence[Point]) -> str:
     title = f"<title>{escape(point.name)}: {point.bits:.3f} bits, KL {point.kl:g}</title>"
     if point.chosen:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="#1d8a4e">{title}</circle>'
-    if point not in uniform:
+    if not point.uniform:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="#2f5fb3">{title}</circle>'
     number = uniform.index(point) + 1
     return (

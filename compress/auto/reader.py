@@ -1,11 +1,13 @@
 """Reads a recipe's ``auto``."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from yaml.nodes import Node
 
 from compress.auto.config import BUDGETS, Auto
+from compress.recipe import Recipe
 from compress.recipe_nodes import RecipeNodes
 from compress.targets import pattern_error
 
@@ -31,6 +33,20 @@ def read_auto(nodes: RecipeNodes, node: Node) -> Auto:
     if "ignore" in fields:
         options["ignore"] = _patterns(nodes, fields["ignore"])
     return Auto(budget=budget, limit=read(nodes, value, f"auto.{budget}"), **options)
+
+
+def check_timed(nodes: RecipeNodes, fields: Mapping[str, Node], recipe: Recipe) -> None:
+    """Refuses what the step that a speed is made from does not have.
+
+    ``fields`` are those of ``recipe``. Raises ``CompressError``.
+    """
+    if recipe.auto is None or recipe.auto.budget != "tokens_per_second":
+        return
+    what = "auto.tokens_per_second is timed with an int8 head and KV cache"
+    if recipe.head != "int8":
+        nodes.fail(fields["head"], f"{what}: remove head, or ask for bits or bytes")
+    if recipe.kv_cache.dtype != "int8":
+        nodes.fail(fields["kv_cache"], f"{what}: remove kv_cache, or ask for bits or bytes")
 
 
 def _size(nodes: RecipeNodes, node: Node, what: str) -> float:

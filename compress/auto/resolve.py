@@ -6,6 +6,10 @@ Imports no torch where the result is there.
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,12 +22,13 @@ from compress.errors import writing
 from compress.files import locked, write_whole
 from compress.gate.engine_identity import engine_identity
 from compress.job import Job
+from compress.methods import METHODS
 from compress.progress import Progress
 from compress.recipe import Modifier, Recipe
 from compress.sources import HashMemo
 
 # Raised whenever the same search may find something else.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +58,13 @@ def resolve_auto(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Pro
         if found is None:
             from compress.auto.run import search
 
-            found = search(recipe, model_dir, folder, progress)
+            with _scratch(folder / f"{key}.work") as scratch:
+                found = search(recipe, model_dir, scratch, progress)
             with writing(folder, CACHE_REMEDY):
-                write_whole(folder / f"{key}.svg", plot(found.frontier, recipe.gate.max_kl))
                 write_whole(folder / f"{key}.json", json.dumps(asdict(found)) + "\n")
+        # The gate's limit is drawn, and no part of the key.
+        with writing(folder, CACHE_REMEDY):
+            write_whole(folder / f"{key}.svg", plot(found.frontier, recipe.gate.max_kl))
     for line in told(found.frontier, recipe.gate.max_kl):
         progress.phase("searching", line)
     progress.phase("searching", f"picture: {folder / f'{key}.svg'}")
@@ -90,11 +98,32 @@ def _row(point: Point) -> str:
 
 
 def _key(recipe: Recipe, model_dir: Path, cache_dir: Path, progress: Progress) -> str:
-    """Of the sources, the recipe without its gate, the text, methods and this host."""
+    """Of the sources, the recipe without its gate, the text, GPTQ's version and this host; where
+    speed is the budget, of the threads, too.
+    """
     memo = HashMemo(cache_dir.resolve() / "hashes.json")
     job = Job.prepare(recipe, model_dir, memo, progress)
-    parts = [_VERSION, job.key, engine_identity()]
+    parts: list[object] = [_VERSION, job.key, METHODS["gptq"].version, engine_identity()]
+    if recipe.auto is not None and recipe.auto.budget == "tokens_per_second":
+        # What torch makes its number of threads from.
+        parts += [os.environ.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A new ``folder``, removed at the end; what a killed search left there goes first.
+
+    The search's lock is held.
+    """
+    with writing(folder, CACHE_REMEDY):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _load(file: Path) -> Found | None:

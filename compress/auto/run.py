@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress import preflight
-from compress.auto.candidates import ORIGINAL, SCHEMES, Group, modifiers, tied_groups, uniform
+from compress import estimate, preflight
+from compress.auto.candidates import CANDIDATES, ORIGINAL, Group, modifiers, tied_groups, uniform
 from compress.auto.config import Auto
 from compress.auto.costs import group_seconds, other_seconds, stored_bytes
 from compress.auto.final_kl import FinalKl
@@ -22,8 +21,10 @@ from compress.auto.resolve import Found
 from compress.auto.search import Problem, Search, group_costs
 from compress.cache import CACHE_REMEDY
 from compress.calibration import read_samples
-from compress.errors import CompressError, writing
+from compress.errors import CompressError
+from compress.estimate import Sizes
 from compress.generated import generate, threads
+from compress.memory import available_bytes
 from compress.plan import Plan, make_plan
 from compress.preflight import check_served
 from compress.progress import Progress
@@ -36,7 +37,7 @@ SELECTION = 16
 
 
 def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -> Found:
-    """``scratch`` is a folder for roundings, which are removed at the end.
+    """``scratch`` is an empty folder for roundings, which is the caller's to remove.
 
     Raises ``CompressError`` or ``ModelLoadError``.
     """
@@ -44,96 +45,127 @@ def search(recipe: Recipe, model_dir: Path, scratch: Path, progress: Progress) -
     begin, checkpoint = time.perf_counter(), Checkpoint.open(model_dir)
     check_served(model_dir)
     torch.set_num_threads(threads(sum(info.nbytes for info in checkpoint.tensors.values())))
-    plans = {scheme: make_plan(uniform(recipe, scheme), checkpoint) for scheme in SCHEMES}
-    plan = plans["w8a8"]
-    groups = tied_groups(plan)
-    costs = _Costs.of(recipe.auto, groups, plans, checkpoint, progress)
-    _preflight(recipe, plans, checkpoint, costs.nbytes, scratch, progress)
+    task = _Task.of(recipe, checkpoint)
+    _preflight(task, scratch, progress)
+    costs = _Costs.of(task, progress)
     progress.phase(
         "searching",
-        f"{len(groups)} groups of linears, {len(SCHEMES) + 1} schemes: all are rounded in each",
+        f"{len(task.groups)} groups of linears, {len(CANDIDATES) + 1} schemes: "
+        "all are rounded in each",
     )
-    ids_SL = _samples(recipe, plan, checkpoint, progress)
+    ids_SL = _samples(recipe, task.plan, checkpoint, progress)
     blocks = Blocks.open(checkpoint)
-    with writing(scratch, CACHE_REMEDY), tempfile.TemporaryDirectory(dir=scratch) as folder:
-        library = Library(checkpoint, plans, groups, Path(folder))
-        library.fill(blocks, ids_SL[:-SELECTION], progress)
-        kl = FinalKl(blocks, ids_SL[-SELECTION:])
-        progress.phase("searching", "what each group costs alone")
-        nats = group_costs(kl, library, groups, progress)
-        problem = Problem(
+    library = Library(checkpoint, task.plans, task.groups, scratch)
+    library.fill(blocks, ids_SL[:-SELECTION], progress)
+    kl = FinalKl(blocks, ids_SL[-SELECTION:])
+    progress.phase("searching", "what each group costs alone")
+    nats = group_costs(kl, library, task.groups, progress)
+    problem = Problem(
+        auto=recipe.auto,
+        groups=task.groups,
+        options=_options(costs.sizes, nats),
+        nbytes=task.nbytes,
+        weights=task.weights,
+        budget=costs.budget,
+        other=costs.other,
+    )
+    progress.phase("searching", "mixtures along the frontier, then swaps")
+    spent = time.perf_counter() - begin
+    schemes, frontier = Search(problem, kl, library, progress).run(CANDIDATES, spent)
+    return Found(modifiers=modifiers(task.groups, schemes), frontier=frontier)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """A search's groups; bytes by group and scheme, and weights by group."""
+
+    recipe: Recipe
+    auto: Auto
+    checkpoint: Checkpoint
+    plans: Mapping[str, Plan]
+    groups: Sequence[Group]
+    nbytes: Sequence[Mapping[str, int]]
+    weights: Sequence[int]
+
+    @classmethod
+    def of(cls, recipe: Recipe, checkpoint: Checkpoint) -> "_Task":
+        assert recipe.auto is not None
+        plans = {one: make_plan(uniform(recipe, one), checkpoint) for one in CANDIDATES}
+        plan = plans["w8a8"]
+        groups = tied_groups(plan)
+        return cls(
+            recipe=recipe,
             auto=recipe.auto,
+            checkpoint=checkpoint,
+            plans=plans,
             groups=groups,
-            options=_options(costs.sizes, nats),
-            nbytes=costs.nbytes,
-            weights=costs.weights,
-            budget=costs.budget,
-            other=costs.other,
+            nbytes=stored_bytes(groups, plans, checkpoint),
+            weights=[sum(plan.weights[module] for module in group.modules) for group in groups],
         )
-        progress.phase("searching", "mixtures along the frontier, then swaps")
-        spent = time.perf_counter() - begin
-        schemes, frontier = Search(problem, kl, library, progress).run(SCHEMES, spent)
-    return Found(modifiers=modifiers(groups, schemes), frontier=frontier)
+
+    @property
+    def plan(self) -> Plan:
+        """In which all rows have the same scheme: 8 bits per channel."""
+        return self.plans["w8a8"]
 
 
-def _preflight(
-    recipe: Recipe,
-    plans: Mapping[str, Plan],
-    checkpoint: Checkpoint,
-    nbytes: Sequence[Mapping[str, int]],
-    scratch: Path,
-    progress: Progress,
-) -> None:
+def _preflight(task: _Task, scratch: Path, progress: Progress) -> None:
     """What one scheme needs; all lie on the disk together. Raises ``CompressError``."""
-    scheme = next(iter(plans))
-    plan = plans[scheme]
-    lines = preflight.check(plan, uniform(recipe, scheme), checkpoint, scratch, CACHE_REMEDY)
-    kept = sum(size for one in nbytes for name, size in one.items() if name != ORIGINAL)
+    scheme = next(iter(task.plans))
+    plan, recipe = task.plans[scheme], uniform(task.recipe, scheme)
+    if task.auto.budget == "tokens_per_second":
+        _check_timing(
+            estimate.generation_bytes(Sizes.of(plan, recipe, task.checkpoint), task.checkpoint),
+            progress,
+        )
+    lines = preflight.check(plan, recipe, task.checkpoint, scratch, CACHE_REMEDY)
+    kept = sum(size for one in task.nbytes for name, size in one.items() if name != ORIGINAL)
     free = shutil.disk_usage(scratch).free
     if free < kept:
         raise CompressError(
             f"{scratch} has {free >> 20} MB free and the roundings of a search take "
             f"{kept >> 20} MB: free some or {CACHE_REMEDY}"
         )
-    progress.phase("planning", f"a search; in each of {len(plans)} schemes it {lines[-1]}")
+    progress.phase("planning", f"a search; in each of {len(task.plans)} schemes it {lines[-1]}")
+
+
+def _check_timing(needed: int, progress: Progress) -> None:
+    """``needed`` bytes of memory hold the model that is timed. Raises ``CompressError``."""
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise CompressError(
+            f"auto.tokens_per_second: the whole model is timed with int8 weights, which needs "
+            f"about {needed >> 20} MB of memory, and {free >> 20} MB are free: free some, or ask "
+            "for bits or bytes"
+        )
+    progress.phase("planning", f"timing the whole model needs about {needed >> 20} MB of memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Costs:
-    """By group and scheme. ``sizes`` and ``budget`` are bytes, or seconds beside ``other``."""
+    """``sizes``, by group and scheme, and ``budget`` are bytes, or seconds beside ``other``."""
 
-    nbytes: Sequence[Mapping[str, int]]
-    weights: Sequence[int]
     sizes: Sequence[Mapping[str, float]]
     budget: float
     other: float | None
 
     @classmethod
-    def of(
-        cls,
-        auto: Auto,
-        groups: Sequence[Group],
-        plans: Mapping[str, Plan],
-        checkpoint: Checkpoint,
-        progress: Progress,
-    ) -> "_Costs":
+    def of(cls, task: _Task, progress: Progress) -> "_Costs":
         """Raises ``CompressError`` where the budget is out of reach."""
-        plan = plans["w8a8"]
-        nbytes = stored_bytes(groups, plans, checkpoint)
-        weights = [sum(plan.weights[module] for module in group.modules) for group in groups]
-        sizes: Sequence[Mapping[str, float]] = nbytes
+        auto, weights = task.auto, sum(task.weights)
+        sizes: Sequence[Mapping[str, float]] = task.nbytes
         other, budget = None, auto.limit
         if auto.budget == "bits":
-            budget = auto.limit * sum(weights) / 8
+            budget = auto.limit * weights / 8
         if auto.budget == "tokens_per_second":
             progress.phase("searching", "each matrix in each scheme is timed")
             # A layer with a dense matrix is no single native call: its time is no sum.
-            rounded = [[scheme for scheme in one if scheme != ORIGINAL] for one in nbytes]
-            sizes = group_seconds(groups, plan, checkpoint, rounded)
-            other = other_seconds(checkpoint.folder, sizes)
+            rounded = [[scheme for scheme in one if scheme != ORIGINAL] for one in task.nbytes]
+            sizes = group_seconds(task.groups, task.plan, task.checkpoint, rounded)
+            other = other_seconds(task.checkpoint.folder, sizes)
             budget = 1 / auto.limit - other
-        _check(auto, sizes, budget, sum(weights), other)
-        return cls(nbytes=nbytes, weights=weights, sizes=sizes, budget=budget, other=other)
+        _check(auto, sizes, budget, weights, other)
+        return cls(sizes=sizes, budget=budget, other=other)
 
 
 def _check(

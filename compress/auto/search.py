@@ -8,10 +8,12 @@
    promise most first, and kept where the KL falls by more than its standard error.
 """
 
+import heapq
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from compress.progress import Progress
 _STEPS = 8
 # Points of the predicted curve at most, but for its end.
 _CURVE = 64
+# A point's name that is no uniform scheme's.
+_MIXTURE = "auto"
 
 Schemes = tuple[str, ...]
 
@@ -74,11 +78,10 @@ def group_costs(
             layer = group.layer
         worst = max(errors, key=lambda scheme: errors[scheme])
         alone = library.changed(layer, dict.fromkeys(group.modules, worst))
-        final_SLK = kl.run(hidden_SLK, layer, _only(layer, alone))
-        nats = max(0.0, float(kl.of(final_SLK).mean()))
+        nats = float(kl.of(kl.run(hidden_SLK, layer, _only(layer, alone))).mean())
         if not math.isfinite(nats):
             raise CompressError(f"{group.name} in {worst} gives no numbers: name it in auto.ignore")
-        scale = nats / max(errors[worst], 1e-300)
+        scale = max(0.0, nats) / max(errors[worst], 1e-300)
         found.append({scheme: scale * error for scheme, error in errors.items()})
         each = (time.perf_counter() - begin) / (done + 1)
         progress.layer(done + 1, len(groups), group.name, each * (len(groups) - done - 1))
@@ -98,11 +101,14 @@ class Search:
 
     def run(self, named: Iterable[str], spent: float) -> tuple[Schemes, Frontier]:
         """``named``: schemes that are measured for all groups too, where all groups can have them;
-        ``spent`` seconds count already.
+        ``spent`` seconds count already. Mixtures without a finite KL are left out.
+
+        Raises:
+            CompressError: the mixture that swaps would start from has none.
         """
         problem = self._problem
         start = _schemes(choose(problem.lists(), problem.budget))
-        rows = [("auto", schemes) for schemes in dict.fromkeys([*self._steps(), start])]
+        rows = [(_MIXTURE, schemes) for schemes in dict.fromkeys([*self._steps(), start])]
         for scheme in named:
             if all(scheme in one for one in problem.options):
                 rows.append((f"uniform {scheme}", (scheme,) * len(problem.groups)))
@@ -111,10 +117,15 @@ class Search:
             self._of(schemes)
             left = (time.perf_counter() - begin) * (len(rows) - done - 1)
             self._progress.layer(done + 1, len(rows), "the frontier", left)
+        if not self._is_finite(start):
+            raise CompressError(
+                "the mixture of least predicted cost gives no numbers: raise the budget, or name "
+                "layers in auto.ignore"
+            )
         best, stopped = self._swap(start, spent)
-        rows = [row for row in rows if row != ("auto", best)]
+        rows = [row for row in rows if row != (_MIXTURE, best) and self._is_finite(row[1])]
         points = [self._point(name, schemes, chosen=False) for name, schemes in rows]
-        points.append(self._point("auto", best, chosen=True))
+        points.append(self._point(_MIXTURE, best, chosen=True))
         return best, Frontier(
             points=tuple(sorted(points, key=lambda point: (point.bits, point.name))),
             curve=self._curve(),
@@ -141,20 +152,19 @@ class Search:
             elapsed = spent + time.perf_counter() - self._begin
             if elapsed > problem.auto.time_budget:
                 return best, f"time_budget, {count} swaps tried"
-            candidate = min(
-                (one for one in _neighbours(problem, best) if one not in tried),
-                key=lambda one: problem.totals(one)[1],
-                default=None,
-            )
+            candidate = _most_promising(problem, best, tried)
             if candidate is None:
                 return best, f"no swap left, {count} tried"
             tried.add(candidate)
-            if _better(self._of(candidate), self._of(best)):
+            if _better(self._of(candidate), self._of(best)) and self._is_finite(candidate):
                 best = candidate
             each = (time.perf_counter() - self._begin) / len(self._known)
             left = min(each * (problem.auto.swaps - count - 1), problem.auto.time_budget - elapsed)
             self._progress.layer(count + 1, problem.auto.swaps, "swaps", max(0.0, left))
         return best, f"swaps, {problem.auto.swaps} tried"
+
+    def _is_finite(self, schemes: Schemes) -> bool:
+        return math.isfinite(float(self._of(schemes).mean()))
 
     def _of(self, schemes: Schemes) -> Tensor:
         if schemes not in self._known:
@@ -181,6 +191,7 @@ class Search:
             tokens_per_second=speed,
             schemes=tuple((scheme, round(share, 4)) for scheme, share in shares.items()),
             chosen=chosen,
+            uniform=name != _MIXTURE,
         )
 
     def _curve(self) -> tuple[tuple[float, float], ...]:
@@ -205,23 +216,49 @@ def _better(candidate_S: Tensor, best_S: Tensor) -> bool:
     return float(difference_S.mean()) < -error
 
 
-def _neighbours(problem: Problem, schemes: Schemes) -> Iterator[Schemes]:
-    """One group changed, or two, within the budget, where one of them gets better."""
-    size = problem.totals(schemes)[0]
-    changes = [
-        (i, option, option.size - problem.options[i][now].size,
-         option.cost - problem.options[i][now].cost)
-        for i, now in enumerate(schemes)
-        for option in problem.options[i].values()
-        if option.scheme != now
-    ]  # fmt: skip
-    better = [one for one in changes if one[3] < 0]
-    for i, option, grown, _ in better:
-        if size + grown <= problem.budget:
-            yield _with(schemes, {i: option.scheme})
-        for j, other, less, _ in changes:
-            if j != i and size + grown + less <= problem.budget:
-                yield _with(schemes, {i: option.scheme, j: other.scheme})
+# Groups and what they become, and the cost that this adds.
+_Move = tuple[float, tuple[tuple[int, str], ...]]
+
+
+def _most_promising(
+    problem: Problem, schemes: Schemes, tried: Collection[Schemes]
+) -> Schemes | None:
+    """Of the mixtures a move away, the one that is predicted best and not in ``tried``."""
+    # Moves give different mixtures, so one of these was not tried unless all were.
+    moves = _moves(problem, schemes, len(tried) + 1)
+    for _, changed in heapq.nsmallest(len(tried) + 1, moves, key=lambda move: move[0]):
+        if (found := _with(schemes, dict(changed))) not in tried:
+            return found
+    return None
+
+
+def _moves(problem: Problem, schemes: Schemes, most: int) -> Iterator[_Move]:
+    """One group changed, or two, within the budget, where one of them gets better.
+
+    For each change that makes one better, the ``most`` cheapest others beside it.
+    """
+    room = problem.budget - problem.totals(schemes)[0]
+    changes = sorted(
+        (
+            (option.cost - problem.options[i][now].cost,
+             option.size - problem.options[i][now].size, i, option.scheme)
+            for i, now in enumerate(schemes)
+            for option in problem.options[i].values()
+            if option.scheme != now
+        ),
+    )  # fmt: skip
+    for cost, size, i, scheme in changes:
+        if cost >= 0:
+            return
+        if size <= room:
+            yield cost, ((i, scheme),)
+        beside = (
+            (cost + other, ((i, scheme), (j, one)))
+            for other, grown, j, one in changes
+            # Where both get better, the pair comes up twice.
+            if j != i and size + grown <= room and (other >= 0 or i < j)
+        )
+        yield from islice(beside, most)
 
 
 def _with(schemes: Schemes, changed: Mapping[int, str]) -> Schemes:

@@ -1,5 +1,6 @@
 """The automatic recipe on small models: budgets are kept, and what was found is found again."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from compress.auto.config import Auto, Frontier
 from compress.auto.plot import plot
 from compress.auto.resolve import resolve_auto
 from compress.errors import CompressError
+from compress.methods import METHODS
 from compress.progress import NoProgress
 from compress.recipe import Calibration, Recipe, load, resolve
 from compress.sources import MANIFEST_NAME
@@ -85,6 +87,78 @@ def test_a_second_start_finds_the_search(
     assert resolve_auto(small(), model, cache, NoProgress()) == found
 
 
+def test_the_picture_has_the_limit_of_the_run(make_model: MakeModel, tmp_path: Path) -> None:
+    model, recipe = make_model(), small()
+    found = resolve_auto(recipe, model, tmp_path, NoProgress())
+    assert found.frontier is not None
+    limit = found.frontier.chosen.kl
+    other = replace(recipe, gate=replace(recipe.gate, max_kl=limit))
+    assert resolve_auto(other, model, tmp_path, NoProgress()).frontier == found.frontier
+    (picture,) = tmp_path.glob("searches/*.svg")
+    assert picture.read_text() == plot(found.frontier, limit)
+    assert plot(found.frontier, limit) != plot(found.frontier)
+
+
+def test_another_version_of_gptq_searches_again(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    resolve_auto(small(), model, tmp_path, NoProgress())
+    monkeypatch.setitem(METHODS, "gptq", replace(METHODS["gptq"], version=1000))
+    resolve_auto(small(), model, tmp_path, NoProgress())
+    assert len(list(tmp_path.glob("searches/*.json"))) == 2
+
+
+def test_what_a_killed_search_left_is_removed(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    with monkeypatch.context() as patch:
+        # A killed process removes nothing.
+        patch.setattr("compress.auto.run.generate", lambda *_, **__: pytest.fail("killed"))
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(pytest.fail.Exception):
+            resolve_auto(small(), model, tmp_path, NoProgress())
+    (left,) = tmp_path.glob("searches/*.work")
+    (left / "roundings").write_text("many")
+    resolve_auto(small(), model, tmp_path, NoProgress())
+    names = {file.suffix for file in (tmp_path / "searches").iterdir()}
+    assert names == {".json", ".lock", ".svg"}
+
+
+def test_memory_is_judged_before_the_model_is_timed(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("group_seconds", "other_seconds"):
+        monkeypatch.setattr(f"compress.auto.run.{name}", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("compress.auto.run.available_bytes", lambda: 1 << 20)
+    recipe = small(budget="tokens_per_second", limit=450.0)
+    with pytest.raises(CompressError, match=r"and 1 MB are free: free some, or ask for bits"):
+        resolve_auto(recipe, make_model(), tmp_path, NoProgress())
+
+
+def test_a_disk_that_fills_up_is_told(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("compress.auto.library.LayerStore.save", full)
+    with pytest.raises(CompressError, match=r"searches/\w+\.work: the disk is full: name a writ"):
+        resolve_auto(small(), make_model(), tmp_path, NoProgress())
+
+
+def test_an_error_of_the_system_in_a_search_is_not_one_of_writing(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no such device")
+
+    monkeypatch.setattr("compress.auto.run.generate", broken)
+    with pytest.raises(OSError, match="no such device"):
+        resolve_auto(small(), make_model(), tmp_path, NoProgress())
+
+
 def test_more_bits_cost_less(make_model: MakeModel, tmp_path: Path) -> None:
     found = resolve_auto(small(), make_model(), tmp_path, NoProgress())
     assert found.frontier is not None
@@ -112,13 +186,16 @@ def test_a_speed_within_reach_is_kept(
 
     monkeypatch.setattr("compress.auto.run.group_seconds", seconds)
     monkeypatch.setattr("compress.auto.run.other_seconds", lambda *_: 0.001)
-    recipe = small(budget="tokens_per_second", limit=450.0)
-    found = resolve_auto(recipe, make_model(), tmp_path, NoProgress())
+    recipe, model = small(budget="tokens_per_second", limit=450.0), make_model()
+    found = resolve_auto(recipe, model, tmp_path, NoProgress())
     assert found.frontier is not None
     # Eight groups: 1.8 ms with 4 bits, and 2.2 ms with four of them at 8 bits.
     assert found.frontier.chosen.tokens_per_second == pytest.approx(1 / 2.2e-3, abs=0.01)
     speeds = [one.tokens_per_second for one in found.frontier.points]
     assert (max(speeds), min(speeds)) == pytest.approx((1 / 1.8e-3, 1 / 2.6e-3), abs=0.01)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    resolve_auto(recipe, model, tmp_path, NoProgress())
+    assert len(list(tmp_path.glob("searches/*.json"))) == 2
 
 
 def test_a_disk_that_is_too_small_is_told_first(
@@ -191,6 +268,8 @@ def test_budgets_out_of_reach(
         ("auto: {bytes: lots}", 2, "auto.bytes must be a size such as 500M or 1.5Gi, not 'lots'"),
         ("auto: {bits: 5, time_budget: never}", 2, "auto.time_budget must be a number above 0"),
         ("auto: {bits: 5, ignore: ['re:[']}", 2, "is not a regular expression"),
+        ("auto: {tokens_per_second: 5}\nhead: keep", 3, "timed with an int8 head and KV cache"),
+        ("auto: {tokens_per_second: 5}\nkv_cache: {dtype: fp32}", 3, "remove kv_cache, or ask"),
         ("auto: {bits: 5}\nmodifiers: [{type: rtn, scheme: w8a8}]", 3, "remove one of both"),
     ],
 )

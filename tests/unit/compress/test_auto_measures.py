@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.auto.candidates import ORIGINAL, SCHEMES, tied_groups, uniform
+from compress.auto.candidates import CANDIDATES, ORIGINAL, tied_groups, uniform
 from compress.auto.config import Auto
 from compress.auto.costs import stored_bytes
 from compress.auto.final_kl import FinalKl
@@ -59,7 +59,7 @@ def test_the_kl_is_that_of_the_engines_logits(make_model: MakeModel) -> None:
 def test_roundings_and_what_they_cost(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     checkpoint = Checkpoint.open(model)
-    plans = {scheme: make_plan(uniform(recipe(), scheme), checkpoint) for scheme in SCHEMES}
+    plans = {scheme: make_plan(uniform(recipe(), scheme), checkpoint) for scheme in CANDIDATES}
     groups = tied_groups(plans["w8a8"])
     generator = torch.Generator().manual_seed(0)
     ids_SL = torch.randint(0, 100, (4, 32), generator=generator)
