@@ -116,10 +116,19 @@ class EngineClient:
     def replace(self, make_transport: Callable[[], Transport], why: str) -> None:
         """Ends the engine, and every open request as if it had died, and starts another one.
 
-        The model is then that of ``make_transport``, also in later restarts.
+        The model is then that of ``make_transport``, also in later restarts. While a restart
+        waits, or its engine loads, only the next start is of the new model. A client that has
+        stopped or failed stays as it is. The first start must have ended.
         """
+        assert self.state is not EngineState.STARTING
+        if self.state in (EngineState.STOPPED, EngineState.FAILED):
+            return
         self._make_transport = make_transport
         self.report = None
+        if self.state is EngineState.RESTARTING:
+            return
+        # The other model's crashes say nothing of this one.
+        self._backoff_s = _FIRST_BACKOFF_S
         self._begin_restart(why)
 
     async def stop(self) -> None:
@@ -203,7 +212,7 @@ class EngineClient:
             case Events(output=output):
                 self._on_events(output)
                 if output.figures is not None:
-                    self.on_figures(output.figures)
+                    self._on_step_figures(output.figures)
             case Stats(stats=stats):
                 self.last_stats = stats
                 future = self._waiting_stats.pop(0) if self._waiting_stats else None
@@ -215,6 +224,13 @@ class EngineClient:
                 self._on_ready(report)
             case LoadFailed(message=text):
                 self._on_load_failed(text)
+
+    def _on_step_figures(self, figures: StepFigures) -> None:
+        """What watches must not harm what serves."""
+        try:
+            self.on_figures(figures)
+        except Exception:
+            logger.exception("the monitor's figures cannot be taken in")
 
     def _on_events(self, output: StepOutput) -> None:
         self.totals.completion_tokens += len(output.tokens)
