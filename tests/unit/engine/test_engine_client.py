@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import os
 import resource
@@ -326,6 +327,21 @@ async def test_replacing_while_a_restart_waits_changes_what_starts() -> None:
     await client.stop()
 
 
+async def test_replacing_an_engine_that_loads_again_ends_it() -> None:
+    client, shop = await started("ready", "")
+    shop.made[0].exit("it fell over")
+    await until(lambda: len(shop.made) == 2)
+    await asyncio.sleep(0.01)
+    others = Shop("ready")
+    client.replace(others, "its numbers overflow")
+    shop.made[1].message(READY)
+    assert client.state is EngineState.RESTARTING, "that was the model which was given up"
+    await until(lambda: client.state is EngineState.READY)
+    assert shop.made[1].stopped == 1
+    assert (len(shop.made), len(others.made)) == (2, 1)
+    await client.stop()
+
+
 async def test_a_stopped_client_is_not_replaced() -> None:
     client, shop = await started("ready")
     await client.stop()
@@ -520,6 +536,7 @@ async def test_a_process_that_cannot_be_started_leaves_nothing_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    gc.collect()  # what other tests left must not be closed meanwhile
     before = os.listdir("/proc/self/fd")
     transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
     with pytest.raises(OSError, match="nothing"):
