@@ -16,8 +16,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from engine.client.files import QUANTIZATION_FILES
 from engine.client.heartbeat import DEFAULT_SILENCE_S
+from engine.formats import QUANTIZATION_FILES
 
 EMBEDDED_MODEL = Path(__file__).parent / "assets" / "venturi-mini"
 NO_RECIPE = "none"

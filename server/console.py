@@ -21,7 +21,7 @@ TITLES = {
     pb.PHASE_READY: "ready",
     pb.PHASE_FAILED: "failed",
     pb.PHASE_UNRESPONSIVE: "the engine does not answer",
-    pb.PHASE_RESTARTING: "the engine ended; restarting it",
+    pb.PHASE_RESTARTING: "restarting the engine",
     pb.PHASE_DRAINING: "draining",
 }
 

@@ -15,7 +15,8 @@ import click
 from engine.kernels.cpu import build
 from server import __version__
 from server.config import EMBEDDED_MODEL, ConfigError, load_config
-from server.telemetry import ENDPOINTS
+from server.metrics import ENDPOINTS as METRIC_ENDPOINTS
+from server.telemetry import ENDPOINTS as TRACE_ENDPOINTS
 
 _PACKAGES = ("torch", "grpcio", "protobuf", "tokenizers", "safetensors", "uvloop")
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_vbmi2", "avx512_bf16", "amx_int8")
@@ -54,7 +55,8 @@ def _rows(given: dict[str, object]) -> Iterator[Row]:
     yield _port(config.host, config.port)
     yield _cache(config.cache_dir)
     exporter = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
-    endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "")
+    names = (*TRACE_ENDPOINTS, *METRIC_ENDPOINTS)
+    endpoint = ", ".join(dict.fromkeys(os.environ[name] for name in names if os.environ.get(name)))
     yield "telemetry", f"exported to {endpoint}" if endpoint else "off", exporter or not endpoint
 
 

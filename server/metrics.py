@@ -90,7 +90,9 @@ class _Reader:
             if serving.engine is not None and read in _OF_STATS:
                 with suppress(EngineUnavailable, TimeoutError):
                     await asyncio.wait_for(serving.engine.stats(), _STATS_S)
-            common = {"venturi.model": serving.name, "venturi.variant": serving.variant}
+            common = {"venturi.model": serving.name}
+            if read not in _OF_PROCESS:
+                common["venturi.variant"] = serving.variant
             return [
                 Observation(value, {**common, **attributes})
                 for value, attributes in read(serving)
@@ -131,6 +133,9 @@ def _of_totals(name: str) -> Callable[[Serving], Values]:
     return read
 
 
+_preemptions, _restarts = _of_totals("preemptions"), _of_totals("restarts")
+
+
 def _tokens(serving: Serving) -> Values:
     if serving.engine is not None:
         yield serving.engine.totals.prompt_tokens, {"gen_ai.token.type": "input"}
@@ -165,13 +170,15 @@ def _fallback(serving: Serving) -> Values:
 
 
 _OF_STATS = (_requests, _blocks)
+# Counted since the process began, whichever variant served.
+_OF_PROCESS = (_tokens, _preemptions, _restarts)
 _INSTRUMENTS: tuple[tuple[str, str, str, Callable[[Serving], Values], str], ...] = (
     ("updown", "venturi.requests", "{request}", _requests, "Sequences by state."),
     ("updown", "venturi.kv_cache.blocks", "{block}", _blocks, "Blocks by state."),
     ("counter", "venturi.tokens", "{token}", _tokens, "Tokens of prompts and answers."),
-    ("counter", "venturi.preemptions", "{preemption}", _of_totals("preemptions"),
+    ("counter", "venturi.preemptions", "{preemption}", _preemptions,
      "Sequences that gave their blocks up."),
-    ("counter", "venturi.engine.restarts", "{restart}", _of_totals("restarts"),
+    ("counter", "venturi.engine.restarts", "{restart}", _restarts,
      "Engines started anew."),
     ("gauge", "venturi.activation.zeroed_share", "1", _of_layers(lambda x: x.zeroed.value),
      "Rounded activations that are not 0 and become 0."),
@@ -191,6 +198,8 @@ _INSTRUMENTS: tuple[tuple[str, str, str, Callable[[Serving], Values], str], ...]
      "From the original's on the text of its evaluation."),
     ("counter", "venturi.monitor.sampled_steps", "{step}", _of_watch(lambda w: w.sampled_steps),
      "Steps that were looked into."),
-    ("gauge", "venturi.alarm", "1", _alarms, "1 while a figure is beyond its limits."),
-    ("gauge", "venturi.fallback", "1", _fallback, "1 while the original serves for a variant."),
+    ("gauge", "venturi.alarm", "1", _alarms,
+     "1 while a figure is beyond its limits; once the original serves for that, venturi.fallback."),
+    ("gauge", "venturi.fallback", "1", _fallback,
+     "1 while the original serves in place of a variant that an alarm ended."),
 )  # fmt: skip

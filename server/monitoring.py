@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 WINDOW_ROWS = 256
 # An entropy alarm ends when the shift is below this share of the limit: it must not flicker.
 _CLEAR_SHARE = 0.8
-_ADVICE = "see docs/monitoring.md; `--recipe none` serves the original, `--fallback` does so itself"
+_ADVICE = "see docs/monitoring.md"
 
 
 class Alarm(StrEnum):
@@ -26,7 +26,8 @@ class Alarm(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmLimits:
     """``entropy_nats``: shift of the mean entropy from the reference, up or down. ``non_finite``:
-    rows of logits, activations or KV scales that were NaN or infinite, since the engine began."""
+    NaN or infinite numbers since the variant began to be served: rows of logits, values of
+    activations, KV scales."""
 
     entropy_nats: float
     non_finite: int
@@ -37,7 +38,6 @@ class EntropyReference:
     """Of the original on the text that the artefact was evaluated on; nats per token."""
 
     mean: float
-    deviation: float
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ class Provenance:
         """Of the original's output, where the artefact was evaluated."""
         found = self._object("reference_entropy")
         try:
-            return EntropyReference(mean=float(found["mean"]), deviation=float(found["deviation"]))
+            mean = float(found["mean"])
         except (LookupError, TypeError, ValueError):
             return None
+        return EntropyReference(mean=mean) if math.isfinite(mean) else None
 
     def methods(self) -> dict[str, str]:
         """Compression method by module name."""

@@ -141,7 +141,9 @@ class Serving:
         }
         phase = phases.get(self.engine.state)
         if phase is not None:
-            self.report(Progress(phase=phase))
+            restarting = self.engine.state is EngineState.RESTARTING
+            detail = self.engine.last_end if restarting else ""
+            self.report(Progress(phase=phase, detail=detail))
 
     async def drain(self, timeout: float) -> tuple[int, int]:
         """Refuses what comes, waits for what runs; (completed, ended by force)."""

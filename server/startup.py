@@ -21,7 +21,7 @@ from engine.config import (
 from engine.messages import Loading
 from server.compressor import Compression, CompressionFailed, Wanted, compress
 from server.config import ServerConfig, made_by
-from server.fallback import watch_over
+from server.fallback import check_original, watch_over
 from server.provenance import Provenance
 from server.quality import Refused
 from server.serving import Progress, Serving
@@ -50,6 +50,8 @@ async def start_up(config: ServerConfig, serving: Serving, telemetry: Telemetry)
         defaults = GenerationDefaults.from_folder(folder)
         serving.provenance = Provenance.from_folder(folder)
         serving.provenance.check_sizes(folder)
+        if config.fallback != "off":
+            check_original(config.original_folder, folder)
         serving.report(Progress(phase=pb.PHASE_LOADING))
         serving.engine = engine = EngineClient(
             lambda: ProcessTransport(engine_config(config, folder)), config.engine_timeout

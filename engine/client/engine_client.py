@@ -94,6 +94,7 @@ class EngineClient:
         self.totals = Totals()
         self.last_stats = _IDLE
         self.report: ModelReport | None = None
+        self.last_end = ""  # why the last incarnation ended
         self.on_change: Callable[[], None] = lambda: None
         self.on_loading: Callable[[Loading], None] = lambda loading: None
         self.on_figures: Callable[[StepFigures], None] = lambda figures: None
@@ -116,10 +117,19 @@ class EngineClient:
     def replace(self, make_transport: Callable[[], Transport], why: str) -> None:
         """Ends the engine, and every open request as if it had died, and starts another one.
 
-        The model is then that of ``make_transport``, also in later restarts.
+        The model is then that of ``make_transport``, also in later restarts; a restart that
+        waits starts the new one. A client that has stopped or failed stays as it is. The first
+        start must have ended.
         """
+        assert self.state is not EngineState.STARTING
+        if self.state in (EngineState.STOPPED, EngineState.FAILED):
+            return
         self._make_transport = make_transport
         self.report = None
+        if self._restart is not None and not self._restart.done():
+            return
+        # The other model's crashes say nothing of this one.
+        self._backoff_s = _FIRST_BACKOFF_S
         self._begin_restart(why)
 
     async def stop(self) -> None:
@@ -203,7 +213,7 @@ class EngineClient:
             case Events(output=output):
                 self._on_events(output)
                 if output.figures is not None:
-                    self.on_figures(output.figures)
+                    self._on_step_figures(output.figures)
             case Stats(stats=stats):
                 self.last_stats = stats
                 future = self._waiting_stats.pop(0) if self._waiting_stats else None
@@ -215,6 +225,13 @@ class EngineClient:
                 self._on_ready(report)
             case LoadFailed(message=text):
                 self._on_load_failed(text)
+
+    def _on_step_figures(self, figures: StepFigures) -> None:
+        """What watches must not harm what serves."""
+        try:
+            self.on_figures(figures)
+        except Exception:
+            logger.exception("the monitor's figures cannot be taken in")
 
     def _on_events(self, output: StepOutput) -> None:
         self.totals.completion_tokens += len(output.tokens)
@@ -266,6 +283,7 @@ class EngineClient:
     def _begin_restart(self, why: str) -> None:
         self._leaving, self._transport = self._transport, None
         self._heartbeat.forget()
+        self.last_end = why
         self._set_state(EngineState.RESTARTING)
         logger.warning("%s; restart in %.1f s", why, self._backoff_s)
         self.last_stats = _IDLE

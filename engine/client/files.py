@@ -6,9 +6,6 @@ from typing import Any
 
 from engine.errors import ModelLoadError
 
-# Where older checkpoints say how they were quantised, by config.json's ``quant_method``.
-QUANTIZATION_FILES = {"gptq": "quantize_config.json", "awq": "quant_config.json"}
-
 
 def read_optional_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``, {} where there is no file. Raises ``ModelLoadError``."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 # Longer than the longest step: 512 prompt tokens of a model with 8 G weights take half of it.
 DEFAULT_SILENCE_S = 60.0
@@ -19,11 +19,18 @@ class Heartbeat:
     """
 
     def __init__(
-        self, silence_s: float, ask: Callable[[], bool], on_change: Callable[[bool], None]
+        self,
+        silence_s: float,
+        ask: Callable[[], bool],
+        on_change: Callable[[bool], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.silence_s = silence_s
         self._ask = ask
         self._on_change = on_change
+        self._clock = clock
+        self._sleep = sleep
         self._asked: float | None = None  # when; None: no question is open
         self._silent = False
 
@@ -41,8 +48,8 @@ class Heartbeat:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            await asyncio.sleep(self.silence_s / _ASKS)
-            now = time.monotonic()
+            await self._sleep(self.silence_s / _ASKS)
+            now = self._clock()
             if self._asked is None:
                 self._asked = now if self._ask() else None
             elif not self._silent and now - self._asked > self.silence_s:

@@ -82,7 +82,8 @@ class ProcessTransport:
             await asyncio.gather(self._watching, return_exceptions=True)
         if self._connection is not None and self._closed is not None:
             self._connection.close()
-            await self._closed
+            # Awaited by itself, it would be cancelled with who waits, and others wait for it too.
+            await asyncio.wait([self._closed])
 
     def _give_up(self) -> None:
         """Nobody would hear this engine any more: its end is seen, and it is restarted."""
@@ -115,12 +116,14 @@ class _Incoming(asyncio.Protocol):
         self._frames = Frames()
 
     def data_received(self, data: bytes) -> None:
+        messages: list[FromEngine] = []
         try:
-            for message in self._frames.feed(data):
-                self._on_message(decode_from_engine(message))
+            messages.extend(map(decode_from_engine, self._frames.feed(data)))
         except Exception:
             logger.exception("the engine's messages cannot be read")
             self._on_failure()
+        for message in messages:
+            self._on_message(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.closed.done():

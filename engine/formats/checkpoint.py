@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine.client.files import QUANTIZATION_FILES
 from engine.errors import ModelLoadError
+from engine.formats import QUANTIZATION_FILES
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
 from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
 from safetensors.torch import load_file, save_file
 
+from server.config import EMBEDDED_MODEL
 from server.testing import ServerProcess
 from venturi import cli
 from venturi.v1 import admin_pb2, model_pb2
@@ -232,7 +233,8 @@ def test_metrics_arrive_also_of_a_fallback(
     ):
         generate(channel, SOUND)
         receiver.wait_for(4, "venturi.tokens", "input", "venturi-mini")
-        receiver.wait_for(8, "venturi.tokens", "output", "w8a8")
+        receiver.wait_for(8, "venturi.tokens", "output")
+        assert not receiver.values("venturi.tokens", "w8a8"), "it counts whatever variant serves"
         receiver.wait_for(0, "venturi.requests", "running")
         receiver.wait_for(8, "venturi.monitor.sampled_steps", "w8a8")
         receiver.wait_for(0, "venturi.kv_cache.blocks", "used", "w8a8")
@@ -246,8 +248,34 @@ def test_metrics_arrive_also_of_a_fallback(
         failure(channel, BAD)
         when_served(channel, BAD)
         receiver.wait_for(1, "venturi.fallback", "original")
-        receiver.wait_for(1, "venturi.engine.restarts", "original")
+        receiver.wait_for(1, "venturi.engine.restarts", "venturi-mini")
+        assert not receiver.values("venturi.engine.restarts", "original")
         receiver.wait_for(0, "venturi.alarm", "non_finite", "original")
+
+
+@pytest.mark.parametrize("fallback", ["alarm", "non-finite"])
+def test_a_compressed_folder_falls_back_to_its_original(
+    fallback: str, sabotaged: Path, pool: tuple[str, ...]
+) -> None:
+    (folder,) = (sabotaged / "artefacts").iterdir()
+    flags = (str(folder), "--original", str(EMBEDDED_MODEL), *pool, *EACH_STEP)
+    with (
+        ServerProcess(*flags, "--fallback", fallback, env=SOON) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        assert generate(channel, SOUND).prompt_info.variant == "w8a8"
+        assert failure(channel, BAD).code() is grpc.StatusCode.INTERNAL
+        assert when_served(channel, BAD).prompt_info.variant == "original"
+        assert get_model(channel).fallback.variant == "w8a8"
+
+
+def test_a_compressed_folder_with_a_missing_original_is_refused(
+    sabotaged: Path, tmp_path: Path
+) -> None:
+    (folder,) = (sabotaged / "artefacts").iterdir()
+    flags = (str(folder), "--original", str(tmp_path / "nothing"), "--fallback", "alarm")
+    with pytest.raises(RuntimeError, match=r"nothing, is no folder"):
+        ServerProcess(*flags).__enter__()
 
 
 def test_a_fallback_needs_an_original(cache_dir: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from venturi._client import Client
-from venturi._errors import RateLimitError, UnavailableError
+from venturi._errors import RateLimitError, UnavailableError, VenturiError
 from venturi._options import Chat, GenerateOptions
 from venturi._types import Generation, Model
 
@@ -177,6 +177,10 @@ class Scorer:
         request: GenerateOptions = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         response = self._generate(whole, request)
         scored = response.prompt_logprobs[-len(continuation) :]
+        if len(scored) != len(continuation):
+            raise VenturiError(
+                f"the server scored {len(scored)} of the continuation's {len(continuation)} tokens"
+            )
         return sum(each.logprob for each in scored), all(each.rank == 1 for each in scored)
 
     def _generate(self, prompt: Sequence[int], request: GenerateOptions) -> Generation:
@@ -186,7 +190,13 @@ class Scorer:
             request["timeout"] = left_s
             return self._client.generate(prompt, **request)
 
-        return self._patiently(send)
+        response = self._patiently(send)
+        # A server that falls back answers for another variant: its scores are no part of these.
+        answered = f"{response.model}@{response.variant}"
+        evaluated = f"{self.model.name}@{self.model.variant}"
+        if answered != evaluated:
+            raise VenturiError(f"{answered} answered, and {evaluated} is evaluated: begin anew")
+        return response
 
     def _patiently(self, send: Callable[[float], T]) -> T:
         """Tries again, for as long as an item may take, where the server says when."""

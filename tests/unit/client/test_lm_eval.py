@@ -6,6 +6,7 @@ lm_eval itself brings 730 MB of packages, so that it is left to `make lm-eval-ch
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -189,6 +190,21 @@ def test_requests_run_at_once_but_no_more_than_asked(make: Any, server: FakeServ
     answers = model.generate_until([request(text, {}) for text in texts], disable_tqdm=True)
     assert answers == [f"Hello, world {text}" for text in texts]
     assert most[0] == 3
+
+
+def test_another_variant_that_answers_ends_the_evaluation(make: Any) -> None:
+    """A server that falls back in the middle must not mix two models' scores."""
+    model = make()
+    scorer = model._scorer
+    scorer.model = replace(scorer.model, variant="w8a8")
+    with pytest.raises(VenturiError, match="fake@original answered, and fake@w8a8 is evaluated"):
+        model.generate_until([request("a b", {"until": []})], disable_tqdm=True)
+
+
+def test_a_continuation_that_is_not_scored_whole_is_an_error(make: Any, server: FakeServer) -> None:
+    model = make()
+    with pytest.raises(VenturiError, match="the server scored 0 of the continuation's 1 tokens"):
+        model.loglikelihood([request("a", " b")], disable_tqdm=True)
 
 
 def test_reasoning_is_cut_off(make: Any, server: FakeServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 
 from engine.client import engine_client
 from engine.client.engine_client import EngineClient, EngineState
+from engine.client.heartbeat import Heartbeat
 from engine.client.process import ProcessTransport
 from engine.client.stream import Coalescing, Slice, TokenStream
 from engine.config import EngineConfig, SchedulerConfig
@@ -313,6 +315,71 @@ async def test_stop_ends_an_engine_that_is_being_replaced() -> None:
     assert client.state is EngineState.STOPPED
 
 
+async def test_replacing_while_a_restart_waits_changes_what_starts() -> None:
+    client, shop = await started("ready")
+    shop.made[0].exit("it fell over")
+    others = Shop("ready")
+    client.replace(others, "its numbers overflow")
+    assert client.report is None
+    await until(lambda: client.state is EngineState.READY)
+    assert (len(shop.made), len(others.made)) == (1, 1)
+    assert client.totals.restarts == 1
+    await client.stop()
+
+
+async def test_replacing_an_engine_that_loads_again_ends_it() -> None:
+    client, shop = await started("ready", "")
+    shop.made[0].exit("it fell over")
+    await until(lambda: len(shop.made) == 2)
+    await asyncio.sleep(0.01)
+    others = Shop("ready")
+    client.replace(others, "its numbers overflow")
+    shop.made[1].message(READY)
+    assert client.state is EngineState.RESTARTING, "that was the model which was given up"
+    await until(lambda: client.state is EngineState.READY)
+    assert shop.made[1].stopped == 1
+    assert (len(shop.made), len(others.made)) == (2, 1)
+    await client.stop()
+
+
+async def test_a_stopped_client_is_not_replaced() -> None:
+    client, shop = await started("ready")
+    await client.stop()
+    others = Shop("ready")
+    client.replace(others, "its numbers overflow")
+    await asyncio.sleep(0.2)
+    assert client.state is EngineState.STOPPED
+    assert not others.made
+    assert shop.made[0].stopped == 1
+
+
+async def test_a_replacement_does_not_inherit_the_pauses_of_crashes() -> None:
+    client, shop = await started("ready", "exit", "exit", "exit", "ready")
+    shop.made[0].exit("it fell over")
+    await until(lambda: client.state is EngineState.READY)
+    assert client.retry_after_s > 1.0
+    client.replace(Shop("ready"), "its numbers overflow")
+    assert client.retry_after_s == 1.0
+    await client.stop()
+
+
+async def test_figures_that_cannot_be_taken_in_harm_no_request(
+    make_request: MakeRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, shop = await started("ready")
+
+    def fail(figures: StepFigures) -> None:
+        raise ZeroDivisionError
+
+    client.on_figures = fail
+    stream = client.submit(make_request("a"))
+    shop.made[0].message(Events(StepOutput(figures=StepFigures(non_finite_logits=1))))
+    shop.made[0].message(Events(StepOutput(finished=[ended("a")])))
+    assert (await read(stream)).finished == ended("a")
+    assert client.state is EngineState.READY
+    assert "figures cannot be taken in" in caplog.text
+
+
 async def test_pauses_between_restarts_grow() -> None:
     client, shop = await started("ready", "exit", "exit", "ready")
     shop.made[0].exit("it fell over")
@@ -469,12 +536,28 @@ async def test_a_process_that_cannot_be_started_leaves_nothing_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    gc.collect()  # what other tests left must not be closed meanwhile
     before = os.listdir("/proc/self/fd")
     transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
     with pytest.raises(OSError, match="nothing"):
         await transport.start(lambda message: None, lambda how: None)
     await transport.stop()
     assert os.listdir("/proc/self/fd") == before
+
+
+async def test_a_stop_that_is_cancelled_can_be_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    transport = ProcessTransport(EngineConfig(model_dir=tmp_path))
+    with pytest.raises(OSError, match="nothing"):
+        await transport.start(lambda message: None, lambda how: None)
+    first = asyncio.ensure_future(transport.stop())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert first.cancelled()
+    await transport.stop()
 
 
 async def test_a_process_that_cannot_load_says_why_before_it_ends(tmp_path: Path) -> None:
@@ -561,13 +644,27 @@ async def test_an_answer_goes_to_who_asked() -> None:
 
 
 async def test_an_engine_that_answers_stays_ready() -> None:
-    silence = Silence()
-    paper = await silence.start()
-    for _ in range(30):
-        await asyncio.sleep(0.01)
-        paper.message(Stats(CORE.stats()))
-    assert silence.states == [EngineState.READY]
-    await silence.client.stop()
+    now, asked, changes = 0.0, list[float](), list[bool]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if asked and now - asked[-1] > 9.0 and now < 100.0:
+            heartbeat.heard()
+        if now > 200.0:
+            raise asyncio.CancelledError
+
+    def ask() -> bool:
+        asked.append(now)
+        return True
+
+    heartbeat = Heartbeat(10.0, ask, changes.append, clock=lambda: now, sleep=sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await heartbeat.run()
+    assert len([at for at in asked if at < 100.0]) >= 8
+    assert changes == [True], "its last answer was before 100 s"
+    heartbeat.heard()
+    assert changes == [True, False]
 
 
 async def test_an_unresponsive_engine_that_dies_is_restarted() -> None:

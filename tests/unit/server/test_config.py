@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.client.files import QUANTIZATION_FILES
+from engine.formats import QUANTIZATION_FILES
 from engine.formats.checkpoint import Checkpoint
 from server.config import (
     DEFAULT_PORT,

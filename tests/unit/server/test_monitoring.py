@@ -1,22 +1,25 @@
 """Averages and alarms, of figures that a test makes up; the fallback that follows."""
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.client.engine_client import EngineClient
+from engine.errors import ModelLoadError
 from engine.figures import LayerFigures, StepFigures
 from server import convert
 from server.config import ServerConfig
-from server.fallback import watch_over
+from server.fallback import check_original, watch_over
 from server.monitoring import WINDOW_ROWS, Alarm, AlarmLimits, Average, EntropyReference, Watch
 from server.provenance import Provenance
 from server.serving import Progress, Serving
 from venturi.v1 import admin_pb2 as pb
 
 LIMITS = AlarmLimits(entropy_nats=1.0, non_finite=3)
-REFERENCE = EntropyReference(mean=2.0, deviation=1.5)
+REFERENCE = EntropyReference(mean=2.0)
 
 
 def step(entropy: float = 2.0, rows: int = 16, **layer: Any) -> StepFigures:
@@ -127,7 +130,9 @@ def test_a_non_finite_alarm_counts_everything_and_stays(caplog: pytest.LogCaptur
     [
         ({"reference_entropy": {"mean": 2, "deviation": 1.5}}, REFERENCE),
         ({}, None),
-        ({"reference_entropy": {"mean": 2}}, None),
+        ({"reference_entropy": {"mean": 2}}, REFERENCE),
+        ({"reference_entropy": {"mean": float("nan")}}, None),
+        ({"reference_entropy": {"mean": float("inf")}}, None),
         ({"reference_entropy": {"mean": "much", "deviation": 1}}, None),
         ({"reference_entropy": 7}, None),
     ],
@@ -183,7 +188,7 @@ def test_what_a_fallback_follows(fallback: str, figures: StepFigures, falls_back
         assert serving.fallback.variant == "w8a8"
         assert serving.watch is not before
         assert serving.watch is not None
-        assert serving.watch.reference == EntropyReference(mean=2.0, deviation=1.0)
+        assert serving.watch.reference == EntropyReference(mean=2.0)
         # The original itself has nothing to fall back to.
         take(serving.watch, 30, figures)
         assert len(engine.replaced) == 1
@@ -197,3 +202,33 @@ def test_a_service_that_drains_does_not_fall_back() -> None:
     assert not engine.replaced
     assert serving.variant == "w8a8"
     assert Alarm.NON_FINITE in serving.watch.alarms
+
+
+def model_folder(folder: Path, config: str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+def test_an_original_has_weights_and_as_many_tokens(tmp_path: Path) -> None:
+    served = model_folder(tmp_path / "served", json.dumps({"vocab_size": 7}))
+    check_original(model_folder(tmp_path / "sound", json.dumps({"vocab_size": 7})), served)
+    with pytest.raises(ModelLoadError, match="is no folder"):
+        check_original(tmp_path / "nothing", served)
+    other = model_folder(tmp_path / "other", json.dumps({"vocab_size": 8}))
+    with pytest.raises(ModelLoadError, match=r"has 8 tokens, and .* has 7"):
+        check_original(other, served)
+    for number, config in enumerate(("{", "{}", "[]")):
+        with pytest.raises(ModelLoadError, match=r"config\.json"):
+            check_original(model_folder(tmp_path / str(number), config), served)
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="has no weights"):
+        check_original(other, served)
+
+
+def test_a_broken_manifest_of_the_original_is_found_before_serving(tmp_path: Path) -> None:
+    (tmp_path / "venturi.json").write_text("{")
+    config = ServerConfig(fallback="alarm", original=tmp_path)
+    with pytest.raises(ModelLoadError, match=r"venturi\.json"):
+        watch_over(config, Serving("mini", "w8a8"), Replaced(), lambda: None)  # type: ignore[arg-type, return-value]

@@ -1,9 +1,11 @@
 """Which phase the service is in, and who may come in."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from engine.client.engine_client import EngineState
 from engine.errors import EngineUnavailable, UnknownModel
 from server.provenance import Provenance
 from server.serving import Fallback, Progress, Serving, TokenRate
@@ -63,6 +65,19 @@ async def test_readiness_changes_are_told_once_and_draining_is_final() -> None:
     serving.report(Progress(phase=pb.PHASE_READY))
     assert told == [True, False, True, False]
     assert not serving.ready
+
+
+async def test_a_restart_says_why() -> None:
+    serving = Serving("mini", "w8a8")
+    engine = SimpleNamespace(state=EngineState.RESTARTING, last_end="it fell over", on_change=None)
+    serving.open(SimpleNamespace(engine=engine))  # type: ignore[arg-type]
+    engine.on_change()
+    assert await anext(serving.progress()) == Progress(
+        phase=pb.PHASE_RESTARTING, detail="it fell over"
+    )
+    engine.state = EngineState.READY
+    engine.on_change()
+    assert await anext(serving.progress()) == Progress(phase=pb.PHASE_READY)
 
 
 def test_engine_ids_differ_for_one_request_id() -> None:
