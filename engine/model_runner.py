@@ -192,7 +192,7 @@ class ModelRunner:
             max_sequence_tokens=max_sequence_tokens,
             vocabulary_size=spec.vocabulary_size,
             parameters=self._model.parameters,
-            weights=_most_bytes(body),
+            weights=_storages(body),
             activations=_largest(body).execution.rsplit(" ", 1)[-1],
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
@@ -261,5 +261,9 @@ def _largest(linears: list[Linear]) -> Linear:
     return next(linear for linear in linears if linear.storage == storage)
 
 
-def _most_bytes(linears: list[Linear]) -> str:
-    return _largest(linears).storage
+def _storages(linears: list[Linear]) -> str:
+    """Such as "int8 and int4": what takes most bytes first."""
+    nbytes: dict[str, int] = {}
+    for linear in linears:
+        nbytes[linear.storage] = nbytes.get(linear.storage, 0) + linear.nbytes
+    return " and ".join(sorted(nbytes, key=lambda storage: -nbytes[storage]))
