@@ -110,4 +110,4 @@ def test_fp8_costs_little(case: str, tmp_path: Path, make_config: MakeConfig) ->
     kl = float((p.exp() * (p - q)).sum(-1).mean())
     # A rounded hidden state may go to other experts.
     assert 0 < kl < (0.15 if case == "mixtral" else 0.05)
-    assert scorer.report.weights == "float8_e4m3"
+    assert scorer.report.weights.split(" and ")[0] == "float8_e4m3"  # a router stays as it is
