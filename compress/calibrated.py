@@ -27,6 +27,7 @@ from compress.treatment import Treatment
 from engine.blocks import Blocks
 from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
+from engine.kernels.cpu.memory import give_back
 
 _IDS, _SPARSITIES = "calibration", "sparsities"
 # More layers than this share whose Hessian could not be used fail the run.
@@ -113,6 +114,8 @@ class CalibratedRun:
         result = compress_block(layer, names, steps, self._read, captured)
         seconds = (time.perf_counter() - begin) / max(1, len(treated))
         self._save(index, result, seconds)
+        del captured, result
+        give_back()
 
     def _save(self, index: int, result: BlockResult, seconds: float) -> None:
         tensors, rows = dict(result.vectors), []

@@ -17,6 +17,7 @@ from torch import Tensor
 from compress.errors import CompressError
 from compress.methods.inputs import InputAccumulator, LayerInputs
 from engine.blocks import Blocks, Observe
+from engine.kernels.cpu.memory import give_back
 
 # Hidden states of this size and more lie in a file.
 MAPPED_BYTES = 64 << 20
@@ -59,6 +60,7 @@ class Sequential:
         for part in parts:
             self._blocks.run(layer, index, part)
         del layer
+        give_back()
         missed = wanted - {module for modules in captured for module in modules}
         if missed:
             raise CompressError(_cold(min(missed), "calibration never reached this layer"))

@@ -299,7 +299,7 @@ def test_entropy_is_compared_with_what_the_gate_measured(
         stub = InferenceServiceStub(channel)
         many = pb.GenerateRequest(
             token_ids=SOUND,
-            stopping=pb.Stopping(max_tokens=60, ignore_eos=True),
+            stopping=pb.Stopping(max_tokens=120, ignore_eos=True),
             sampling=pb.Sampling(n=8, temperature=1.0),
         )
         with pytest.raises(grpc.RpcError) as caught:
