@@ -197,7 +197,11 @@ def test_awq_is_served_as_it_is(tmp_path: Path, group: int, name: str) -> None:
     found, wanted = logits(folder), logits(write(tmp_path / "float", floating, None))
     assert torch.allclose(found, wanted, atol=1e-4)
     report = EngineCore.from_config(config(folder)).report()
-    assert (report.format, report.weights, report.activations) == ("awq", "int4 and float32", "float32")
+    assert (report.format, report.weights, report.activations) == (
+        "awq",
+        "int4 and float32",
+        "float32",
+    )
     storage = {layer.name: layer.storage for layer in report.layers}
     assert (storage[MODULES[0]], storage[DOWN]) == ("int4", "float32")
 
