@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,18 +14,17 @@ from compress.block import BlockResult, compress_block
 from compress.calibration import read_samples
 from compress.errors import CompressError
 from compress.generated import generate
-from compress.layer_row import pack_linear
+from compress.linears import Linears
 from compress.methods import METHODS
 from compress.methods.hessian import LAST_RUNG
 from compress.plan import Plan
 from compress.progress import Progress
 from compress.recipe import Recipe
 from compress.sequential import Sequential
-from compress.steps import DTYPES, linear_steps
+from compress.steps import linear_steps
 from compress.store import LayerStore
 from compress.treatment import Treatment
 from engine.blocks import Blocks
-from engine.formats import float_quantized, int_quantized, pack_quantized, sparse
 from engine.formats.checkpoint import Checkpoint
 from engine.kernels.cpu.memory import give_back
 
@@ -45,6 +44,7 @@ class CalibratedRun:
         self._checkpoint = checkpoint
         self.store = store
         self._treatments: Mapping[str, Treatment] = plan.treatments
+        self._linears = Linears(checkpoint, plan.transposed)
         self._blocks = Blocks.open(checkpoint)
         self.ids_SL = torch.empty(0)
 
@@ -94,7 +94,7 @@ class CalibratedRun:
             return saved
         progress.phase("allocating", "sparsities of the decoder layers")
         state = Sequential(self._blocks, self.ids_SL, self.store.folder)
-        found = find_sparsities(self._plan, state, self._read)
+        found = find_sparsities(self._plan, state, self._linears.read)
         self.store.save_extra(_SPARSITIES, found)
         return found
 
@@ -110,38 +110,20 @@ class CalibratedRun:
         }
         begin = time.perf_counter()
         captured = state.capture(index, wanted) if wanted else {}
-        steps = {m: linear_steps(one, self._dtype(m)) for m, one in treated.items()}
-        result = compress_block(layer, names, steps, self._read, captured)
+        steps = {m: linear_steps(one, self._linears.dtype(m)) for m, one in treated.items()}
+        result = compress_block(layer, names, steps, self._linears.read, captured)
         seconds = (time.perf_counter() - begin) / max(1, len(treated))
         self._save(index, result, seconds)
         del captured, result
         give_back()
 
     def _save(self, index: int, result: BlockResult, seconds: float) -> None:
-        tensors, rows = dict(result.vectors), []
-        for module, one in result.linears.items():
-            packed, row = pack_linear(
-                module,
-                self._treatments[module],
-                one,
-                transposed=module in self._plan.transposed,
-                dtype=self._dtype(module),
-            )
-            tensors |= packed
-            rows.append(row)
-        self.store.save(index, tensors, rows, seconds)
+        tensors, rows = self._linears.pack(result.linears, self._treatments)
+        self.store.save(index, {**result.vectors, **tensors}, rows, seconds)
 
     def _changed(self, index: int) -> Mapping[str, Tensor]:
         """A finished layer's floating weights, from what was saved."""
-        return read_floating(self.store, index, self._plan.transposed)
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._checkpoint.tensor(name)
-        module = name.removesuffix(".weight")
-        return tensor.t().contiguous() if module in self._plan.transposed else tensor
-
-    def _dtype(self, module: str) -> torch.dtype:
-        return DTYPES[self._checkpoint.info(f"{module}.weight").dtype]
+        return self._linears.floating(self.store, index)
 
     def _check_hessians(self) -> None:
         rungs = [row.damping for row in self.store.rows() if row.damping is not None]
@@ -151,34 +133,6 @@ class CalibratedRun:
                 f"{bad} of {len(rungs)} Hessians could not be factored at any damping: "
                 "give more or other calibration text"
             )
-
-
-def read_floating(
-    store: LayerStore,
-    index: int,
-    transposed: frozenset[str],
-    only: Collection[str] | None = None,
-) -> dict[str, Tensor]:
-    """What decoder layer ``index`` computes with: float32 [N, K] weights, and vectors.
-
-    ``only``: the modules that are read; None reads all.
-    """
-    found: dict[str, Tensor] = {}
-    for module, tensors in store.modules(index, only).items():
-        if "weight_bitmask" in tensors:
-            found[f"{module}.weight"] = sparse.unpack(tensors).dequantize()
-        elif "weight_packed" in tensors:
-            found[f"{module}.weight"] = pack_quantized.unpack(tensors).dequantize()
-        elif "weight_scale" in tensors:
-            is_int8 = tensors["weight"].dtype == torch.int8
-            unpack = int_quantized.unpack if is_int8 else float_quantized.unpack
-            weight = unpack(tensors, transposed=module in transposed)
-            found[f"{module}.weight"] = weight.dequantize()
-        else:
-            for suffix, tensor in tensors.items():
-                turn = suffix == "weight" and module in transposed
-                found[f"{module}.{suffix}"] = tensor.t().float() if turn else tensor.float()
-    return found
 
 
 def calibration_record(recipe: Recipe, ids_SL: Tensor) -> dict[str, object]:

@@ -177,17 +177,13 @@ class _Run:
             recipe = replace(recipe, gate=replace(recipe.gate, mode=self._asked.gate))
         if recipe.gate.mode == "off" and self._asked.page is not None:
             raise CompressError("--report is the gate's, which is off: add --gate warn or enforce")
-        if self._asked.out is not None:
-            check_replaceable(self._asked.out)
-        judge = None if recipe.gate.mode == "off" else self._judge(recipe)
-        if judge is not None:
-            judge.check_data()
-        recipe = resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
-        if judge is None:
+        if recipe.auto is not None:
+            recipe = self._searched(recipe)
+        if recipe.gate.mode == "off":
             return _Result(recipe=recipe, built=self._build(recipe))
         from compress.gate.flow import compress_and_judge
 
-        built, report = compress_and_judge(recipe, self._build, judge)
+        built, report = compress_and_judge(recipe, self._build, self._judge(recipe))
         return _Result(recipe=recipe, built=built, report=report, line=report.line())
 
     def climbed(self) -> _Result:
@@ -197,6 +193,14 @@ class _Run:
         found = climb(self._build, self._judge, self.progress)
         line = f"--scale {found.line}"
         return _Result(recipe=found.recipe, built=found.built, report=found.report, line=line)
+
+    def _searched(self, recipe: Recipe) -> Recipe:
+        """With the search's modifiers; what would make it vain is looked at before."""
+        if self._asked.out is not None:
+            check_replaceable(self._asked.out)
+        if recipe.gate.mode != "off":
+            self._judge(recipe).check_data()
+        return resolve_auto(recipe, self._asked.model, self._asked.cache, self.progress)
 
     def kept(self) -> str:
         """What an interrupted run leaves."""

@@ -14,7 +14,7 @@ from engine.errors import ModelLoadError
 from engine.figures import StepFigures
 from engine.kernels import kernel, resolve
 from engine.kv_cache import KvCache, KvShape, cache_class
-from engine.layers.linear import Linear, Split
+from engine.layers.linear import Linear, Split, activations
 from engine.loader import LoadedModel, Progress, load
 from engine.logprobs import LogprobsReport, prompt_logprobs
 from engine.monitor import Monitor
@@ -193,7 +193,7 @@ class ModelRunner:
             vocabulary_size=spec.vocabulary_size,
             parameters=self._model.parameters,
             weights=_storages(body),
-            activations=_largest(body).execution.rsplit(" ", 1)[-1],
+            activations=activations(_largest(body)),
             head=head.storage,
             weight_bytes=sum(linear.nbytes for linear in self._model.linears),
             kernels=self._kernels([*body, head]),

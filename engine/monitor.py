@@ -18,7 +18,7 @@ from engine.formats.float_quantized import LARGEST
 from engine.kernels.reference import float8_activations, quantize_activations
 from engine.kernels.torch_sampling import finite_rows
 from engine.kv_cache import KvCache
-from engine.layers.linear import Linear, Split
+from engine.layers.linear import Linear, Split, activations
 
 # Rows of a step, and of its logits, that are looked at: bounds the time that it costs.
 ROWS = 16
@@ -144,7 +144,7 @@ def some(x: Tensor) -> Tensor:
 def _rounding(linear: Linear) -> str:
     """What ``linear`` reads its input as; of several parts the one that rounds."""
     parts = linear.parts if isinstance(linear, Split) else (linear,)
-    read = {part.execution.rsplit(" ", 1)[-1] for part in parts}
+    read = {activations(part) for part in parts}
     return next((kind for kind in ("int8", "float8_e4m3") if kind in read), "float32")
 
 

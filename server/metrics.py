@@ -6,7 +6,6 @@ they are exported, every OTEL_METRIC_EXPORT_INTERVAL milliseconds; a request pay
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import EngineUnavailable
 from server.monitoring import Alarm, LayerWatch, Watch
 from server.serving import Serving
+from server.telemetry import send_rest
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 # How long an export waits for an engine that is in a step; then the last counts are exported.
 _STATS_S = 1.0
-_FLUSH_S = 3.0
 
 Value = int | float | None
 # (value, its attributes); a value of None is not known and not exported.
@@ -65,11 +64,9 @@ class Metrics:
             make(name, [reader.callback(read)], unit, description)
 
     def shutdown(self) -> None:
-        """Sends what is left, for at most three seconds: a receiver may be gone."""
+        """Sends what is left."""
         if self._provider is not None:
-            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
-            sending.start()
-            sending.join(_FLUSH_S)
+            send_rest(self._provider.shutdown)
 
 
 class _Reader:

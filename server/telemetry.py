@@ -9,7 +9,7 @@ GenAI conventions; prompts and completions are never recorded.
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -132,8 +132,13 @@ class Telemetry:
         return span
 
     def shutdown(self) -> None:
-        """Sends what is left, for at most three seconds: a receiver may be gone."""
+        """Sends what is left."""
         if self._provider is not None:
-            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
-            sending.start()
-            sending.join(_FLUSH_S)
+            send_rest(self._provider.shutdown)
+
+
+def send_rest(shutdown: Callable[[], object]) -> None:
+    """Shuts a provider down, for at most three seconds: a receiver may be gone."""
+    sending = threading.Thread(target=shutdown, daemon=True)
+    sending.start()
+    sending.join(_FLUSH_S)

@@ -13,14 +13,13 @@ from torch import Tensor
 from compress.auto.candidates import ORIGINAL, Group
 from compress.block import Captured, compress_block
 from compress.cache import CACHE_REMEDY
-from compress.calibrated import read_floating
 from compress.errors import writing
-from compress.layer_row import pack_linear
+from compress.linears import Linears
 from compress.manifest import LayerRow
 from compress.plan import Plan
 from compress.progress import Progress
 from compress.sequential import Sequential
-from compress.steps import DTYPES, linear_steps
+from compress.steps import linear_steps
 from compress.store import LayerStore
 from engine.blocks import Blocks
 from engine.formats.checkpoint import Checkpoint
@@ -39,10 +38,9 @@ class Library:
         folder: Path,
     ) -> None:
         """``plans`` are those of uniform recipes, by scheme."""
-        self._checkpoint = checkpoint
         self._plans = plans
         self._groups = groups
-        self._plan = next(iter(plans.values()))
+        self._linears = Linears(checkpoint, next(iter(plans.values())).transposed)
         self._stores: dict[str, LayerStore] = {}
         for number, scheme in enumerate(plans):
             with writing(folder, CACHE_REMEDY):
@@ -68,7 +66,7 @@ class Library:
         found: dict[str, Tensor] = {}
         for scheme in set(schemes.values()) - {ORIGINAL}:
             modules = {name for name, one in schemes.items() if one == scheme}
-            found |= read_floating(self._stores[scheme], index, self._plan.transposed, modules)
+            found |= self._linears.floating(self._stores[scheme], index, modules)
         return found
 
     def _layer(self, index: int, state: Sequential) -> None:
@@ -76,7 +74,7 @@ class Library:
         modules = {module for group in mine.values() for module in group.modules}
         captured = state.capture(index, modules) if modules else {}
         energy = {
-            module: inputs.output_error(self._read(f"{module}.weight").float())
+            module: inputs.output_error(self._linears.read(f"{module}.weight").float())
             for shared, inputs in captured.items()
             for module in shared
             if module in modules
@@ -96,31 +94,13 @@ class Library:
         """The rows of those linears of layer ``index`` that can have ``scheme``."""
         layer, names = plan.spec.layers[index], plan.spec.names[index]
         steps = {
-            module: linear_steps(plan.treatments[module], self._dtype(module))
+            module: linear_steps(plan.treatments[module], self._linears.dtype(module))
             for module in sorted(modules)
             if not plan.treatments[module].fell_back
         }
-        tensors: dict[str, Tensor] = {}
-        rows: dict[str, LayerRow] = {}
-        result = compress_block(layer, names, steps, self._read, captured)
-        for module, one in result.linears.items():
-            packed, rows[module] = pack_linear(
-                module,
-                plan.treatments[module],
-                one,
-                transposed=module in plan.transposed,
-                dtype=self._dtype(module),
-            )
-            tensors |= packed
+        result = compress_block(layer, names, steps, self._linears.read, captured)
+        tensors, rows = self._linears.pack(result.linears, plan.treatments)
         if rows:
             with writing(self._folder, CACHE_REMEDY):
-                self._stores[scheme].save(index, tensors, list(rows.values()), 0.0)
-        return rows
-
-    def _read(self, name: str) -> Tensor:
-        tensor = self._checkpoint.tensor(name)
-        module = name.removesuffix(".weight")
-        return tensor.t().contiguous() if module in self._plan.transposed else tensor
-
-    def _dtype(self, module: str) -> torch.dtype:
-        return DTYPES[self._checkpoint.info(f"{module}.weight").dtype]
+                self._stores[scheme].save(index, tensors, rows, 0.0)
+        return {row.name: row for row in rows}

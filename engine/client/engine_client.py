@@ -298,22 +298,31 @@ class EngineClient:
             await asyncio.sleep(self._backoff_s)
             self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
             self.totals.restarts += 1
+            make_transport = self._make_transport
             try:
-                return await self._launch()
+                await self._launch()
             except OSError as error:  # no process, no memory, no folder: perhaps later
                 logger.warning("cannot start an engine: %s", error)
-                self._leaving, self._transport = self._transport, None
+            else:
+                if make_transport is self._make_transport:
+                    return
+            # Not started, or replaced meanwhile.
+            self._leaving, self._transport = self._transport, None
 
     async def _launch(self) -> None:
         """Starts an incarnation. What one says that was given up already is not heard."""
-        transport = self._transport = self._make_transport()
+        make_transport = self._make_transport
+        transport = self._transport = make_transport()
+
+        def is_wanted() -> bool:
+            return transport is self._transport and make_transport is self._make_transport
 
         def on_message(message: FromEngine) -> None:
-            if transport is self._transport:
+            if is_wanted():
                 self._on_message(message)
 
         def on_exit(how: str) -> None:
-            if transport is self._transport:
+            if is_wanted():
                 self._on_exit(how)
 
         await transport.start(on_message, on_exit)

@@ -50,6 +50,11 @@ class Linear(Protocol):
         ...
 
 
+def activations(linear: Linear) -> str:
+    """What ``linear`` reads its input as: "int8", "float32", ..."""
+    return linear.execution.rsplit(" ", 1)[-1]
+
+
 @dataclass(frozen=True, slots=True)
 class DenseLinear:
     """float32 weights."""

@@ -201,7 +201,7 @@ def _describe(served: Model) -> str:
 
 def _activity(seen: Monitoring) -> str:
     if not seen.sampled_steps:
-        return "no step was looked at"
+        return "no step was looked at yet"
     parts = [f"{seen.sampled_steps:,} steps looked at"]
     if seen.entropy_nats is not None:
         reference = seen.reference_entropy_nats

@@ -75,6 +75,8 @@ class Paper:
                 loop.call_soon(on_message, READY)
             case "exit":
                 loop.call_soon(on_exit, "it fell over")
+            case "slow":
+                await asyncio.sleep(0.1)
 
     def send(self, message: ToEngine) -> None:
         self.sent.append(message)
@@ -339,6 +341,18 @@ async def test_replacing_an_engine_that_loads_again_ends_it() -> None:
     await until(lambda: client.state is EngineState.READY)
     assert shop.made[1].stopped == 1
     assert (len(shop.made), len(others.made)) == (2, 1)
+    await client.stop()
+
+
+async def test_replacing_while_a_process_is_being_started_starts_the_other_model() -> None:
+    client, shop = await started("ready", "slow")
+    shop.made[0].exit("it fell over")
+    await until(lambda: len(shop.made) == 2)
+    others = Shop("ready")
+    client.replace(others, "its numbers overflow")
+    await until(lambda: client.state is EngineState.READY)
+    assert (len(shop.made), len(others.made)) == (2, 1)
+    assert shop.made[1].stopped == 1
     await client.stop()
 
 
