@@ -9,8 +9,8 @@ scales, and keep head and embedding. One evaluator runs the weights of both with
 activations. Each turn draws other calibration text; the sides compress one after the other.
 Differences are paired, with 95 % bootstrap intervals over documents and turns. Seconds are of
 calibration and compression, without loading and saving, after a warm-up. ``--json`` is written
-after each turn. With ``--keep``, llm-compressor runs only for what it has not been asked there yet;
-of the times only the seconds of CPU can be compared then.
+after each turn. With ``--keep``, llm-compressor does not run again where all of the same was asked
+before; of the times only the seconds of CPU can be compared then.
 ``make bench-peers`` sets llm-compressor up.
 """
 
