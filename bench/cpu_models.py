@@ -1,8 +1,6 @@
 """The random models that engines are compared on, and what recipes make of them, in a folder."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from bench.cpu_engines import FILES
 from bench.random_model import Shape, write
@@ -48,10 +46,9 @@ def model(name: str, folder: Path) -> Path:
 
 
 def write_model(shape: Shape, out: Path) -> Path:
-    """A random model with a tokenizer in ``out``, written where it is not there yet."""
+    """A random model in ``out``, written where it is not there yet."""
     if not (out / "written").is_file():
         write(shape, out)
-        _write_tokenizer(shape.vocabulary, out)
         (out / "written").touch()
     return out
 
@@ -64,31 +61,3 @@ def artefact(name: str, recipe: str, folder: Path) -> Path:
 
         compress(str(FILES.get(recipe, recipe)), model(name, folder), out)
     return out
-
-
-def _write_tokenizer(vocabulary: int, folder: Path) -> None:
-    """Token 17 is the word ``t17``: peers and servers want a tokenizer, the prompts are ids."""
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "WordLevel",
-            "vocab": {f"t{token}": token for token in range(vocabulary)},
-            "unk_token": "t0",
-        },
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "t0",
-        "bos_token": "t1",
-        "eos_token": "t2",
-        "pad_token": "t2",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

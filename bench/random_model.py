@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -26,7 +27,8 @@ TINY = Shape(hidden=256, layers=4, heads=8, kv_heads=4, mlp=704, vocabulary=4096
 
 
 def write(shape: Shape, folder: Path) -> Path:
-    """Writes config.json and bf16 weights of standard deviation 0.02; returns ``folder``."""
+    """Writes config.json, bf16 weights of standard deviation 0.02 and a tokenizer of words; returns
+    ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     head_dim = shape.hidden // shape.heads
     config = {
@@ -54,6 +56,7 @@ def write(shape: Shape, folder: Path) -> Path:
     for index in range(shape.layers):
         tensors |= _layer(f"model.layers.{index}", shape, head_dim)
     save_file(tensors, folder / "model.safetensors")
+    _write_tokenizer(shape.vocabulary, folder)
     return folder
 
 
@@ -76,3 +79,31 @@ def _layer(name: str, shape: Shape, head_dim: int) -> dict[str, torch.Tensor]:
 
 def _matrix(rows: int, columns: int) -> torch.Tensor:
     return (torch.randn(rows, columns) * 0.02).to(torch.bfloat16)
+
+
+def _write_tokenizer(vocabulary: int, folder: Path) -> None:
+    """Token 17 is the word ``t17``: peers and servers want a tokenizer, the prompts are ids."""
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {f"t{token}": token for token in range(vocabulary)},
+            "unk_token": "t0",
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "t0",
+        "bos_token": "t1",
+        "eos_token": "t2",
+        "pad_token": "t2",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
