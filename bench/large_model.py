@@ -1,12 +1,13 @@
 """Compressing a Llama of 1.1 billion weights: seconds, and private memory above the baseline.
 
-    python -m bench.large_model [--json FILE] [--blocks N] [--samples N] [--folder DIR]
+    python -m bench.large_model [--quick] [--json FILE] [--blocks N] [--samples N] [--folder DIR]
 
 Random bfloat16 weights of model L (``bench.cpu_models``), compressed by ``python -m compress``,
 each time in a process of its own, whose seconds are given: once whole to INT8, rounded to nearest;
 then to INT4 by GPTQ with one and with ``--blocks`` decoder layers, from which the seconds of all
 layers are extrapolated. Memory is the peak of RssAnon less what it was after the imports; that of
-GPTQ does not grow with the number of layers, since one is in memory at a time.
+GPTQ does not grow with the number of layers, since one is in memory at a time. ``--quick`` takes
+model S and little text: it shows that the bench works, not the figures.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from bench.cpu_models import SHAPES, write_model
 from bench.serve import commit
 
-MODEL = "L"
+MODEL, QUICK_MODEL = "L", "S"
 GPTQ = """version: 1
 calibration: {{source: file, path: {text}, samples: {samples}, length: {length}}}
 head: int8
@@ -47,9 +48,9 @@ def compress(model: Path, recipe: str, out: Path) -> tuple[float, int]:
     return seconds, last["peak_rss_anon_bytes"] - last["baseline_rss_anon_bytes"]
 
 
-def calibration_text(file: Path, tokens: int) -> None:
+def calibration_text(file: Path, tokens: int, vocabulary: int) -> None:
     """Random words of the model's tokenizer, in documents of a hundred."""
-    rng, top = random.Random(0), SHAPES[MODEL].vocabulary
+    rng, top = random.Random(0), vocabulary
     documents = [
         " ".join(f"t{rng.randrange(16, top)}" for _ in range(100)) for _ in range(tokens // 100 + 1)
     ]
@@ -57,11 +58,12 @@ def calibration_text(file: Path, tokens: int) -> None:
 
 
 def measure(given: argparse.Namespace, work: Path) -> dict[str, object]:
-    shape = SHAPES[MODEL]
-    whole = write_model(shape, given.folder / MODEL)
+    name = QUICK_MODEL if given.quick else MODEL
+    shape = SHAPES[name]
+    whole = write_model(shape, given.folder / name)
     say(f"{shape.layers} layers, INT8")
     rtn, rtn_bytes = compress(whole, "w8a8", work / "int8")
-    calibration_text(work / "text.txt", given.samples * given.length)
+    calibration_text(work / "text.txt", given.samples * given.length, shape.vocabulary)
     recipe = work / "gptq.yaml"
     recipe.write_text(
         GPTQ.format(text=work / "text.txt", samples=given.samples, length=given.length),
@@ -76,6 +78,7 @@ def measure(given: argparse.Namespace, work: Path) -> dict[str, object]:
     each = (seconds[given.blocks] - seconds[1]) / (given.blocks - 1)
     return {
         "commit": commit(),
+        "model": name,
         "int8_rtn_seconds": rtn,
         "int8_rtn_peak_mb": rtn_bytes / 1e6,
         "int4_gptq_tokens": given.samples * given.length,
@@ -94,12 +97,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="under a minute: model S, little text")
     parser.add_argument("--blocks", type=int, default=3, help="decoder layers for GPTQ, from 2")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sample")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="keeps the model")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.quick:
+        given.blocks, given.samples, given.length = 6, 16, 256
     with tempfile.TemporaryDirectory() as work:
         figures = measure(given, Path(work))
     for name, value in figures.items():

@@ -125,14 +125,12 @@ class Scores:
 
 
 class Held:
-    """Held-out documents, padded on the right, which a causal model does not see."""
+    """Held-out documents by length, padded on the right, which a causal model does not see."""
 
     def __init__(self, windows: list[list[int]]) -> None:
-        length = max(map(len, windows))
-        self.ids_DL = torch.tensor([one + [0] * (length - len(one)) for one in windows])
-        lengths_D = torch.tensor([len(one) for one in windows])
-        self.real_DL = torch.arange(1, length) < lengths_D[:, None]
-        self.tokens_D = self.real_DL.sum(1).numpy().astype(np.float64)
+        windows = sorted(windows, key=len)
+        self._batches = [_padded(windows[i : i + BATCH]) for i in range(0, len(windows), BATCH)]
+        self.tokens_D = np.array([len(one) - 1 for one in windows], np.float64)
 
     @torch.inference_mode()
     def score(
@@ -142,13 +140,14 @@ class Held:
 
         ``originals`` None scores the original itself.
         """
-        hidden_DLK = blocks.embed(self.ids_DL)
+        parts = [blocks.embed(ids_BL) for ids_BL, _ in self._batches]
         for index in range(len(blocks.spec.layers)):
             layer = blocks.layer(index, changed.get(index, {}))
-            parts = hidden_DLK.split(BATCH)
-            hidden_DLK = torch.cat([blocks.run(layer, index, part) for part in parts])
+            parts = [blocks.run(layer, index, part) for part in parts]
         nll, kl, kept = [], [], []
-        for part, (ids_BL, real_BL, hidden_BLK) in enumerate(self._batches(hidden_DLK)):
+        for part, ((ids_BL, real_BL), hidden_BLK) in enumerate(
+            zip(self._batches, parts, strict=True)
+        ):
             log_q = blocks.logits(hidden_BLK)[:, :-1].log_softmax(-1)
             nll.append(
                 (-log_q.gather(2, ids_BL[:, 1:, None])[..., 0] * real_BL).sum(
@@ -165,13 +164,13 @@ class Held:
                 )
         return Scores(torch.cat(nll).numpy(), torch.cat(kl).numpy()), kept
 
-    def _batches(self, hidden_DLK: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        yield from zip(
-            self.ids_DL.split(BATCH),
-            self.real_DL.split(BATCH),
-            hidden_DLK.split(BATCH),
-            strict=True,
-        )
+
+def _padded(windows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Ids [B, L], and where a next token is predicted."""
+    length = max(map(len, windows))
+    ids_BL = torch.tensor([one + [0] * (length - len(one)) for one in windows])
+    lengths_B = torch.tensor([len(one) for one in windows])
+    return ids_BL, torch.arange(1, length) < lengths_B[:, None]
 
 
 def held_out(
@@ -246,7 +245,7 @@ def run(
     arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[Held, dict[str, Scores]]:
     blocks = Blocks.open(Checkpoint.open(arguments.model))
-    documents = 100 if arguments.quick else arguments.documents
+    documents = 80 if arguments.quick else arguments.documents
     samples = 48 if arguments.quick else arguments.samples
     held = held_out(arguments.model, arguments.data, documents, arguments.length, arguments.skip)
     ids_SL = read_samples(

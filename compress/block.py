@@ -14,7 +14,7 @@ from compress.scaling import Read, Scaled, ScalePlace, all_within, linear_places
 from engine.models.spec import LayerNames, LayerSpec
 
 # (linears that share an input) -> what was captured of it.
-Captured = Mapping[tuple[str, ...], LayerInputs]
+Captured = dict[tuple[str, ...], LayerInputs]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,8 @@ def compress_block(
     layer, names: of the decoder layer.
     steps: by module name; others stay as they are.
     read: tensors by name; linears as [N, K].
-    captured: inputs, for the linears whose steps need them.
+    captured: inputs, for the linears whose steps need them; taken out when those are done, since
+        a Hessian may be as large as a layer.
     """
     scaled = Scaled(read, layer)
     by_module = {module: modules for modules in captured for module in modules}
@@ -64,7 +65,7 @@ def compress_block(
         _scale(place, scaled, steps, by_module, captured)
     linears: dict[str, LinearResult] = {}
     for matrix in names.matrices():
-        shared = captured.get(matrix.modules)
+        shared = captured.pop(matrix.modules, None)
         inputs = None if shared is None else scaled.inputs(matrix.modules, shared)
         for module in matrix.modules:
             if module in steps:

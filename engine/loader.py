@@ -192,6 +192,7 @@ class DecoderLoader:
         head_VK = table_VK
         if not spec.tied_head:
             head_VK = self.reader.floating(f"{spec.head}.weight", *shape)
+        give_back()  # what checking these took: they are the largest
         quantised = runtime.head == "int8"
         weight = quantize_int8(head_VK) if quantised else head_VK.float()
         head = self.reader.head(spec.head, weight)

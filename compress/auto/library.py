@@ -98,7 +98,7 @@ class Library:
             for module in sorted(modules)
             if not plan.treatments[module].fell_back
         }
-        result = compress_block(layer, names, steps, self._linears.read, captured)
+        result = compress_block(layer, names, steps, self._linears.read, dict(captured))
         tensors, rows = self._linears.pack(result.linears, plan.treatments)
         if rows:
             with writing(self._folder, CACHE_REMEDY):
