@@ -28,13 +28,13 @@ def _entry(*kinds: Kind, version: int = 1, calibrated: bool = True) -> MethodEnt
 
 METHODS = {
     "rtn": _entry("quantiser", calibrated=False),
-    "gptq": _entry("quantiser", version=2),
+    "gptq": _entry("quantiser", version=3),
     "awq": _entry("scaling", "quantiser", version=3),
     "smoothquant": _entry("scaling"),
     # 2: zeros of rounded weights are left out of the file.
     "magnitude": _entry("pruner", version=2),
     "wanda": _entry("pruner", version=2),
-    "sparsegpt": _entry("pruner", version=2),
+    "sparsegpt": _entry("pruner", version=3),
 }
 PLANNED_METHODS = ("distill",)
 # By less than this a layer's sparsity is off the mean where owl allocates it.

@@ -13,6 +13,7 @@ FIRST_RUNG = "damping 0.01"
 LAST_RUNG = "none"
 _DAMPINGS = (0.01, 0.1, 1.0)
 _FLOOR = 0.01
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def factor(hessian_KK: Tensor, tokens: int, order_K: Tensor | None = None) -> Fa
     than features, the Hessian cannot have full rank and the first damping is left out.
 
     Args:
-        hessian_KK: float32, left as it is; a matrix of that size is held three times more.
+        hessian_KK: float32, left as it is; a matrix of that size is held twice more.
         tokens: rows that it is the mean of.
         order_K: the order of features in the factor; None leaves them.
     """
@@ -61,12 +62,29 @@ class _Damped:
     def factor(self, added: float, dtype: torch.dtype = torch.float32) -> Tensor | None:
         matrix_KK = self.hessian_KK[self.reversed_K[:, None], self.reversed_K].to(dtype)
         matrix_KK.diagonal().copy_(self.diagonal_K[self.reversed_K]).add_(added)
-        lower_KK, info = torch.linalg.cholesky_ex(matrix_KK)
-        del matrix_KK
+        # In place: a symmetric matrix is its own transpose, as LAPACK lays matrices out.
+        lower_KK, info = matrix_KK.mT, torch.empty((), dtype=torch.int32)
+        torch.linalg.cholesky_ex(lower_KK, out=(lower_KK, info))
         if int(info):
             return None
-        unit_KK = torch.eye(len(lower_KK), dtype=dtype)
-        inverse_KK = torch.linalg.solve_triangular(lower_KK, unit_KK, upper=False)
-        del lower_KK, unit_KK
+        inverse_KK = _inverse(lower_KK)
+        del matrix_KK, lower_KK
         upper_KK = inverse_KK.flip(0, 1)
-        return upper_KK if bool(upper_KK.isfinite().all()) else None
+        # NaN is the least and the largest; a comparison of all would take as much again.
+        least, largest = torch.aminmax(upper_KK)
+        return upper_KK if bool(least.isfinite() & largest.isfinite()) else None
+
+
+def _inverse(lower_KK: Tensor) -> Tensor:
+    """Of a lower triangular matrix, block row by block row, in no more memory than its own."""
+    inverse_KK = torch.zeros_like(lower_KK)
+    for begin in range(0, len(lower_KK), _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        corner = lower_KK[rows, rows]
+        unit = torch.eye(len(corner), dtype=corner.dtype)
+        solved = torch.linalg.solve_triangular(corner, unit, upper=False)
+        inverse_KK[rows, rows] = solved
+        if begin:
+            before = lower_KK[rows, :begin] @ inverse_KK[:begin, :begin]
+            inverse_KK[rows, :begin] = -(solved @ before)
+    return inverse_KK

@@ -269,15 +269,16 @@ def test_sparsities_that_are_none(values: dict[str, object], message: str) -> No
         Sparsity(**values)  # type: ignore[arg-type]
 
 
-def test_factor_is_the_inverses() -> None:
-    hessian = correlated(96).hessian_KK
+@pytest.mark.parametrize("features", [1, 96, 255, 256, 257, 600])
+def test_factor_is_the_inverses(features: int) -> None:
+    hessian = correlated(features).hessian_KK
     found = factor(hessian, tokens=2000)
     assert found.rung == "damping 0.01"
     assert found.upper_KK is not None
     assert torch.equal(found.upper_KK, found.upper_KK.triu())
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(96)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(features)
     product = found.upper_KK.t() @ found.upper_KK @ damped
-    assert torch.allclose(product, torch.eye(96), atol=1e-3)
+    assert torch.allclose(product, torch.eye(features), atol=1e-3)
 
 
 def lowered(least: float) -> Tensor:
@@ -311,9 +312,11 @@ def test_the_upper_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
     for failures, rung in ((3, "diagonal floor"), (4, "float64")):
         calls: list[torch.dtype] = []
 
-        def failing(matrix: Tensor, calls: list[torch.dtype] = calls, n: int = failures) -> object:
+        def failing(
+            matrix: Tensor, out: object, calls: list[torch.dtype] = calls, n: int = failures
+        ) -> object:
             calls.append(matrix.dtype)
-            return real(matrix if len(calls) > n else -matrix)
+            return real(matrix if len(calls) > n else matrix.neg_(), out=out)
 
         monkeypatch.setattr(torch.linalg, "cholesky_ex", failing)
         found = factor(lowered(0.5), 64)
